@@ -1,5 +1,6 @@
 """The sentences about answers: scores, and what is no better than chance."""
 
+import pytest
 from helpers.runs import answers_of
 
 from uniaudio.report.answers import compute_chance, describe_answers, find_low_scores
@@ -25,6 +26,19 @@ def test_chance_is_the_share_of_the_most_frequent_right_answer():
     assert compute_chance(entry(0.5, labels=labels, answers=references)) == 0.75
     assert compute_chance(entry(0.5, labels=labels, answers=[{"reference": "a, b"}])) is None
     assert compute_chance(entry(0.5, answers=references)) is None
+
+
+def test_chance_of_an_average_over_classes_is_that_of_the_same_constant_answer():
+    """Three of four clips are a: it has recall 1 and F1 6/7, b has neither, and c does not occur."""
+    references = [{"reference": name} for name in ("a", "a", "a", "b")]
+    one = entry(0.5, "uar", labels={"names": ["a", "b", "c"]}, answers=references)
+    assert compute_chance(one, "uar") == 1 / 2
+    assert compute_chance(one, "macro_f1") == pytest.approx(6 / 7 / 2)
+    low = {"set": {**one, "interval": [0.45, 0.55]}}
+    assert find_low_scores("run", low) == [
+        "Answers of run are no better than chance on set (0.500; chance 0.500)."
+    ]
+    assert find_low_scores("run", {"set": {**one, "score": 0.6, "interval": [0.55, 0.65]}}) == []
 
 
 def test_answers_and_labels_at_or_below_chance_are_said():

@@ -1,5 +1,7 @@
 """Probe scores from files, means against a loop, and which model is which."""
 
+import copy
+
 import pytest
 from helpers.runs import folder_results, suite_results
 from hypothesis import given
@@ -36,6 +38,17 @@ def test_a_suite_states_facts_of_its_sets():
     task = table.tasks["esc10"]
     assert (task.domain, task.weight, task.license, task.data) == ("sound", 2.0, "CC0-1.0", "cd" * 32)
     assert table.tasks["digits"].domain == "speech"
+
+
+def test_uar_is_read_and_does_not_tell_scores_apart():
+    plain = suite_results(["digits"], ["a"])
+    with_uar = copy.deepcopy(plain)
+    for score in with_uar["scores"]["digits"]["a"].values():
+        score["metrics"] = {"uar": {"mean": 0.25, "std": 0.0}}
+    older, newer = (read_scores(data, "f.json", {}) for data in (plain, with_uar))
+    assert older.get("digits", "a", "linear").uar is None
+    assert newer.get("digits", "a", "linear").uar == 0.25
+    assert find_disagreements(older, newer) == []
 
 
 @pytest.mark.parametrize(

@@ -84,6 +84,24 @@ def test_error_rates_fall_when_they_get_better():
     assert compare_answers(entry("wer", good, score=0.0), entry("wer", bad, score=0.25)).verdict == "worse"
 
 
+@pytest.mark.parametrize("metric", ["uar", "macro_f1"])
+def test_averages_over_classes_rise_when_they_get_better(metric):
+    """The rare class, 6 clips of 60, is missed by one model; the other misses as many of the frequent one."""
+    truth = ["neutral"] * 54 + ["angry"] * 6
+    rare_missed = [(t, "neutral") for t in truth]
+    few_missed = [(t, "angry" if i < 6 else t) for i, t in enumerate(truth)]
+    scores = {"uar": (1 / 2, (48 / 54 + 1) / 2), "macro_f1": (108 / 114 / 2, (96 / 102 + 12 / 18) / 2)}
+    first, second = (
+        entry(metric, answers, score=score)
+        for answers, score in zip((rare_missed, few_missed), scores[metric], strict=True)
+    )
+    comparison = compare_answers(first, second)
+    assert (comparison.rule, comparison.verdict) == ("bootstrap", "better")
+    assert compare_answers(second, first).verdict == "worse"
+    as_accuracy = [{**one, "metric": "accuracy", "score": 0.9} for one in (first, second)]
+    assert compare_answers(*as_accuracy).verdict == "unclear"  # as many are right
+
+
 def test_one_question_of_many_decides_nothing():
     truth = [f"one two three {i}" for i in range(30)]
     same = [(t, t) for t in truth]

@@ -453,7 +453,8 @@ def test_evaluation_during_training(runs):
     first, last = (message["tones:tone"] for _, message in expected)
     assert first["examples"] == 10
     assert first["loss"] > last["loss"]
-    assert first["labels"].keys() == {"accuracy", "map", "ece", "interval", "intervals"}
+    figures = {"accuracy", "uar", "macro_f1", "map", "ece", "interval", "intervals"}
+    assert first["labels"].keys() == figures
     for engine in EVALUATED:
         for (step, result), (same_step, wanted) in zip(results[engine], expected, strict=True):
             assert step == same_step

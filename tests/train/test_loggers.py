@@ -73,6 +73,12 @@ def test_scores_of_an_evaluation_are_printed(tmp_path, capsys):
             "loss": None,
             "labels": {"accuracy": 0.5, "map": 0.75},
         },
+        "talks:emotion": {
+            "metric": "uar",
+            "score": 0.625,
+            "loss": None,
+            "labels": {"accuracy": 0.5, "map": 0.75, "uar": 0.375},
+        },
         "talks:asr": {"metric": "wer", "score": 0.3, "loss": 2.0},
     }
     tracker.log_evaluation(3, results, [])
@@ -80,4 +86,5 @@ def test_scores_of_an_evaluation_are_printed(tmp_path, capsys):
     printed = "".join(capsys.readouterr())
     assert "step 3  birds:call  accuracy 0.250  by label 0.500  loss 1.5000\n" in printed
     assert "step 3  birds:tags  map 0.125  by label 0.750\n" in printed
+    assert "step 3  talks:emotion  uar 0.625  by label 0.375\n" in printed
     assert "step 3  talks:asr  wer 0.300  loss 2.0000\n" in printed

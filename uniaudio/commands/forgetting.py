@@ -31,9 +31,10 @@ from uniaudio.evaluate.forgetting import (
 )
 from uniaudio.evaluate.forgetting_figure import draw_matrices
 from uniaudio.evaluate.generation.entry_metrics import describe_cut_answers, format_row_counts
+from uniaudio.evaluate.probing.class_scores import ProbeScores
 from uniaudio.evaluate.probing.clip_probes import KINDS
 from uniaudio.evaluate.probing.labelled_folder import hold_folders, parse_folders
-from uniaudio.evaluate.probing.suite_run import ProbeScores, probe_held
+from uniaudio.evaluate.probing.suite_run import probe_held
 from uniaudio.evaluate.probing.task_rows import TaskRows
 from uniaudio.outputs import check_output_folder
 from uniaudio.report.probe_scores import FINGERPRINTS

@@ -19,8 +19,12 @@ class Scoring(Strict):
     Read by: eval, train, forgetting.
     """
 
-    metric: Literal["accuracy", "wer", "cer", "bleu", "meteor", "cider", "map"] = "accuracy"
-    """Accuracy, word or character error rate, BLEU, METEOR, CIDEr-D, or mean average precision of tags."""
+    metric: Literal["accuracy", "uar", "macro_f1", "wer", "cer", "bleu", "meteor", "cider", "map"] = (
+        "accuracy"
+    )
+    """Accuracy, unweighted average recall (balanced accuracy), macro-F1, word or character error rate, BLEU,
+    METEOR, CIDEr-D, or mean average precision of tags.
+    """
     normalize: Literal["none", "lowercase", "words", "whisper", "whisper_english"] = "lowercase"
     """Text normalization before comparison: `none`, `lowercase`, `words` (no punctuation), or Whisper's
     normalizers.

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from uniaudio.errors import UserError
-from uniaudio.evaluate.metrics.text_metrics import LOWER_IS_BETTER
+from uniaudio.evaluate.metrics.class_averages import CLASS_METRICS
+from uniaudio.evaluate.metrics.text_metrics import LOWER_IS_BETTER, list_class_companions
 from uniaudio.report.significance import ScoreChange, get_score_interval
 
 NAMED = 3  # sets that a sentence names; of more it gives the range
+# of the scored labels, with their titles in the table
+LABEL_FIGURES = {"accuracy": "label accuracy", "uar": "label UAR", "map": "label mAP", "ece": "ECE"}
 
 
 @dataclass(frozen=True)
@@ -20,8 +23,8 @@ class AnswerRow:
 
     Args:
         interval: 95 %, of the score. clips: how many were answered, of ``rows`` in the set. cut: answers that had not
-            ended. labels: figures of the scored labels: ``accuracy``, ``map``, ``ece``. change: against the model that
-            the answers are compared with.
+            ended. labels: figures of the scored labels, see ``LABEL_FIGURES``. change: against the model that the
+            answers are compared with. companions: of accuracy, UAR and macro-F1 those that are not the metric.
     """
 
     name: str
@@ -37,6 +40,7 @@ class AnswerRow:
     cut: int
     labels: Mapping[str, float]
     change: ScoreChange | None
+    companions: Mapping[str, float] = field(default_factory=dict)
 
 
 def check_answers(data: Any, where: str) -> dict[str, dict[str, Any]]:
@@ -111,8 +115,9 @@ def build_answer_row(
         rows=entry.get("rows"),
         skipped=len(entry.get("skipped") or ()),
         cut=int(entry.get("cut") or 0),
-        labels={key: float(labels[key]) for key in ("accuracy", "map", "ece") if labels.get(key) is not None},
+        labels={key: float(labels[key]) for key in LABEL_FIGURES if labels.get(key) is not None},
         change=change,
+        companions=list_class_companions(entry),
     )
 
 
@@ -145,11 +150,12 @@ def find_low_scores(run: str, results: Mapping[str, Mapping[str, Any]]) -> list[
     for name, entry in results.items():
         score, metric = float(entry["score"]), str(entry["metric"])
         chance = compute_chance(entry)
+        of_metric = compute_chance(entry, metric)
         labels = entry.get("labels") or {}
         if metric in LOWER_IS_BETTER and score >= 1:
             errors.append(f"{name} ({metric} {score:.3f})")
-        if metric == "accuracy" and (chance or not score):
-            answered += [compare_with_chance(name, score, get_score_interval(entry), chance)]
+        if metric in ("accuracy", *CLASS_METRICS) and (of_metric or not score):
+            answered += [compare_with_chance(name, score, get_score_interval(entry), of_metric)]
         if labels.get("accuracy") is not None and chance:
             labelled += [compare_with_chance(name, labels["accuracy"], labels.get("interval"), chance)]
     kinds = {
@@ -160,15 +166,23 @@ def find_low_scores(run: str, results: Mapping[str, Mapping[str, Any]]) -> list[
     return [f"{beginning} {', '.join(filter(None, sets))}." for beginning, sets in kinds.items() if any(sets)]
 
 
-def compute_chance(entry: Mapping[str, Any]) -> float | None:
-    """Return the accuracy of always giving the most frequent right answer of a closed set; None where a question has
-    several right labels, or the set is open.
+def compute_chance(entry: Mapping[str, Any], metric: str = "accuracy") -> float | None:
+    """Return the accuracy, UAR or macro-F1 of always giving the most frequent right answer of a closed set; None where
+    a question has several right labels, or the set is open.
+
+    With the share p of the most frequent of C answers that occur, its class alone has a recall, 1, and an F1,
+    2 p / (1 + p).
     """
     names = (entry.get("labels") or {}).get("names") or ()
     references = Counter(str(item["reference"]) for item in entry.get("answers") or ())
     if len(names) < 2 or not references or not set(references) <= set(map(str, names)):
         return None
-    return max(max(references.values()) / references.total(), 1 / len(names))
+    most = max(references.values()) / references.total()
+    if metric == "uar":
+        return 1 / len(references)
+    if metric == "macro_f1":
+        return 2 * most / (1 + most) / len(references)
+    return max(most, 1 / len(names))
 
 
 def compare_with_chance(name: str, score: float, interval: Any, chance: float | None) -> str:

@@ -14,7 +14,7 @@ from markupsafe import Markup, escape
 
 from uniaudio.console import format_difference
 from uniaudio.evaluate.forgetting import ForgettingSummary
-from uniaudio.report.answers import AnswerRow
+from uniaudio.report.answers import LABEL_FIGURES, AnswerRow
 from uniaudio.report.charts import (
     HEIGHT,
     WIDTH,
@@ -118,6 +118,7 @@ def make_environment() -> Environment:
         HEIGHT=HEIGHT,
         LONGEST=LONGEST,
         LISTED=LISTED,
+        LABEL_FIGURES=LABEL_FIGURES,
         MARKS=MARKS,
         COLORS=COLORS,
         MOST_CLIPS=MOST_CLIPS,

@@ -38,10 +38,16 @@ class Task:
 
 @dataclass(frozen=True)
 class Score:
-    """A mean, and its spread: the standard deviation over probe seeds (or, for kNN, over draws of the test set)."""
+    """A mean, and its spread: the standard deviation over probe seeds (or, for kNN, over draws of the test set).
+
+    Args:
+        uar: unweighted average recall of the same guesses; None where the file holds none. It does not tell scores
+            apart: files of earlier versions hold the same score without it.
+    """
 
     mean: float
     std: float
+    uar: float | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -121,10 +127,7 @@ def read_scores(data: Any, where: str, domains: Mapping[str, str]) -> ScoreTable
         try:
             tasks[name] = parse_task(name, data["tasks"].get(name, {}), domains)
             scores[name] = {
-                model: {
-                    probe: Score(float(value["mean"]), float(value.get("std") or 0.0))
-                    for probe, value in probes.items()
-                }
+                model: {probe: parse_score(value) for probe, value in probes.items()}
                 for model, probes in models.items()
             }
         except (AttributeError, KeyError, TypeError, ValueError) as problem:
@@ -139,6 +142,14 @@ def read_scores(data: Any, where: str, domains: Mapping[str, str]) -> ScoreTable
             f"{where}: '{REFERENCES}' must hold start and best by run; write the file with `uniaudio probe --out`"
         ) from problem
     return ScoreTable(tasks, scores, fingerprints, references)
+
+
+def parse_score(value: Mapping[str, Any]) -> Score:
+    """Return a stored score."""
+    uar = value.get("metrics", {}).get("uar")
+    return Score(
+        float(value["mean"]), float(value.get("std") or 0.0), None if uar is None else float(uar["mean"])
+    )
 
 
 def parse_task(name: str, facts: Mapping[str, Any], domains: Mapping[str, str]) -> Task:

@@ -11,6 +11,7 @@ from scipy.stats import binomtest
 
 from uniaudio.console import format_difference
 from uniaudio.data.template_file import Scoring
+from uniaudio.evaluate.metrics.class_averages import CLASS_METRICS, measure_class_averages, number_answers
 from uniaudio.evaluate.metrics.intervals import Summed, compute_interval
 from uniaudio.evaluate.metrics.normalization import normalize_text
 from uniaudio.evaluate.metrics.text_metrics import LOWER_IS_BETTER, error_rate
@@ -27,8 +28,8 @@ RULES = {
     "difference is called significant",
     "pairs": "answers to the same questions: exact two-sided McNemar test on the questions that only one of "
     "the two answers correctly, p < 0.05",
-    "bootstrap": "error rates on the same questions: the 95 % interval of the difference over 1,000 paired "
-    "bootstrap samples of the questions excludes 0",
+    "bootstrap": "error rates, UAR and macro-F1 on the same questions: the 95 % interval of the difference over "
+    "1,000 paired bootstrap samples of the questions excludes 0",
     "intervals": "scores on different questions: the difference is larger than √(h₁² + h₂²), with h half the 95 % "
     "interval of each",
 }
@@ -74,10 +75,11 @@ def compare_pairs(first: Sequence[bool], second: Sequence[bool]) -> Comparison:
     return Comparison(get_verdict(won - lost, p < LEVEL), "pairs", why)
 
 
-def compare_bootstrap(first: Summed, second: Summed) -> Comparison:
-    """Compare two error rates on the same questions by drawing the questions anew, both models together."""
+def compare_bootstrap(first: Summed, second: Summed, lower_is_better: bool = True) -> Comparison:
+    """Compare two scores on the same questions by drawing the questions anew, both models together."""
     low, high = compute_interval(first.clips, lambda counts: second.resample(counts) - first.resample(counts))
-    gain = first.score() - second.score()  # fewer errors are better
+    gain = second.score() - first.score()
+    gain = -gain if lower_is_better else gain
     why = f"95 %: {format_difference(low, 3)} to {format_difference(high, 3)}"
     return Comparison(get_verdict(gain, not low <= 0 <= high), "bootstrap", why)
 
@@ -100,10 +102,9 @@ def compare_answers(
     one, two = ({item["id"]: item for item in entry.get("answers", ())} for entry in (first, second))
     if one and one.keys() == two.keys() and all(one[i]["reference"] == two[i]["reference"] for i in one):
         two = {name: two[name] for name in one}  # in the same order
-        if metric in LOWER_IS_BETTER:
-            return compare_bootstrap(
-                *(sum_errors(list(side.values()), metric, scoring) for side in (one, two))
-            )
+        if metric in LOWER_IS_BETTER or metric in CLASS_METRICS:
+            sums = [sum_answers(list(side.values()), metric, scoring) for side in (one, two)]
+            return compare_bootstrap(*sums, lower_is_better=metric in LOWER_IS_BETTER)
         if metric == "accuracy":
             return compare_pairs(*([bool(item["right"]) for item in side.values()] for side in (one, two)))
     gain = float(second["score"]) - float(first["score"])
@@ -114,12 +115,15 @@ def compare_answers(
     return compare_intervals(gain, intervals[0], intervals[1])
 
 
-def sum_errors(items: Sequence[Mapping[str, Any]], metric: str, scoring: Scoring) -> Summed:
-    """Return the error rate of stored answers as sums over questions."""
+def sum_answers(items: Sequence[Mapping[str, Any]], metric: str, scoring: Scoring) -> Summed:
+    """Return the error rate, UAR or macro-F1 of stored answers as sums over questions."""
     answers, references = (
         [normalize_text(str(item[key]), scoring.normalize) for item in items]
         for key in ("answer", "reference")
     )
+    if metric in CLASS_METRICS:
+        right = [bool(item["right"]) for item in items]
+        return measure_class_averages(*number_answers(answers, right, references))[metric]
     return error_rate(answers, [[reference] for reference in references], metric, scoring.tokenize)
 
 

@@ -160,7 +160,7 @@ def describe_scores(result: Mapping[str, Any]) -> str:
     """Return metric, accuracy by label likelihoods and loss of an evaluation set, where it has them."""
     figures = [f"{result['metric']} {result['score']:.3f}"]
     if labels := result.get("labels"):
-        by = "map" if result["metric"] == "map" else "accuracy"
+        by = result["metric"] if result["metric"] in labels else "accuracy"
         figures.append(f"by label {labels[by]:.3f}")
     if result.get("loss") is not None:
         figures.append(f"loss {result['loss']:.4f}")

@@ -148,7 +148,7 @@ def test_figures_of_the_labels_are_those_of_the_answers(model_and_set):
             assert count == sum((item["reference"], item["label"]) == pair for item in answers)
     assert all(0.5 <= item["confidence"] <= 1 for item in answers)
     assert labels["interval"][0] <= labels["accuracy"] <= labels["interval"][1]
-    assert set(labels["intervals"]) == {"accuracy", "map", "ece"}
+    assert set(labels["intervals"]) == {"accuracy", "uar", "macro_f1", "map", "ece"}
     assert result["interval"] == result["intervals"]["accuracy"]
     assert json.loads(json.dumps(result, allow_nan=False)) == result
 
@@ -235,6 +235,36 @@ def test_the_table_shows_intervals_rows_and_cut_answers():
     assert "2 of 4 answers were cut off after 64 tokens; raise evaluate.max_new_tokens" in " ".join(
         text.split()
     )
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "uar"])
+def test_a_closed_set_has_averages_over_classes_in_json_and_table(model_and_set, metric):
+    model, format, examples = model_and_set
+    template = examples.entry.template
+    scored = replace(template, scoring=Scoring(metric=metric))
+    examples = replace(examples, entry=replace(examples.entry, templates=(scored,)))
+    result = evaluate_entry(model, format, examples, settings())
+    answers = result["answers"]
+    truth = [item["reference"] for item in answers]
+    for figures, guess in (
+        (result["metrics"], [item["answer"].strip().lower() for item in answers]),
+        (result["labels"], [item["label"] for item in answers]),
+    ):
+        recalls = [
+            np.mean([one == name for true, one in zip(truth, guess, strict=True) if true == name])
+            for name in ("low", "high")
+        ]
+        assert figures["uar"] == pytest.approx(np.mean(recalls))
+    assert result["score"] == result["metrics"][metric]
+    assert set(result["intervals"]) == {"accuracy", "uar", "macro_f1"}
+    table = build_answers_table({"tones": result})
+    cells = [next(iter(column.cells)) for column in table.columns]
+    other = "uar" if metric == "accuracy" else "accuracy"
+    lines = dict(zip(cells[1].split("\n"), cells[2].split("\n"), strict=True))
+    assert lines[metric] == f"{result['score']:.3f}"
+    assert lines[other] == f"{result['metrics'][other]:.3f}"
+    assert lines["macro_f1"] == f"{result['metrics']['macro_f1']:.3f}"
+    assert cells[4].startswith(f"{result['labels'][metric]:.3f}")
 
 
 def test_whose_number_of_rows_holds(model_and_set):

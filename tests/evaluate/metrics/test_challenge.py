@@ -17,6 +17,12 @@ def test_accuracy_is_of_whole_strings():
     assert scored.interval[0] <= 0.75 <= scored.interval[1]
 
 
+@pytest.mark.parametrize("metric", ["uar", "macro_f1"])
+def test_averages_over_classes_are_accuracy_in_the_suite(metric):
+    scored = compute_challenge_score(metric, ["dog", "dog", "dog", "dog"], ["dog", "dog", "dog", "cat"])
+    assert (scored.metric, scored.score) == ("Accuracy", 0.75)
+
+
 @pytest.mark.parametrize(
     ("metric", "answers", "truth", "name", "score"),
     [

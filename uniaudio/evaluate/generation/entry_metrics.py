@@ -21,9 +21,17 @@ from uniaudio.evaluate.generation.predictions import (
     tokenize_labels,
 )
 from uniaudio.evaluate.generation.window_answers import join_windows
-from uniaudio.evaluate.metrics.classification import compute_label_metrics, compute_probabilities
+from uniaudio.evaluate.metrics.classification import (
+    choose_label_metric,
+    compute_label_metrics,
+    compute_probabilities,
+)
 from uniaudio.evaluate.metrics.intervals import compute_interval
-from uniaudio.evaluate.metrics.text_metrics import is_right, measure_with_companions
+from uniaudio.evaluate.metrics.text_metrics import (
+    is_right,
+    list_class_companions,
+    measure_with_companions,
+)
 from uniaudio.model.audio_lm import AudioLM
 
 
@@ -54,7 +62,8 @@ def evaluate_entry(
     label_tokens = tokenize_labels(labels, format).lengths.tolist() if labels else []
     answered = join_windows(whole.answered, scoring, label_tokens)
     answers, references = [a.answer for a in answered], [a.references for a in answered]
-    measured = measure_with_companions(answers, references, scoring)
+    is_closed = bool(entry.template.labels) and not entry.template.multilabel
+    measured = measure_with_companions(answers, references, scoring, is_closed)
     metrics = {name: measure.score() for name, measure in measured.items()}
     empty = [name for name, value in metrics.items() if not np.isfinite(value)]
     if empty:
@@ -141,15 +150,16 @@ def build_answers_table(results: dict[str, dict[str, Any]]) -> Table:
     for name, result in results.items():
         by_label = ""
         if labels := result.get("labels"):
-            by_label = (
-                format_with_interval(labels["map"], labels["intervals"]["map"])
-                if result["metric"] == "map"
-                else format_with_interval(labels["accuracy"], labels["interval"])
-            )
+            key = choose_label_metric(result["metric"], labels)
+            ends = labels["interval"] if key == "accuracy" else labels["intervals"][key]
+            by_label = format_with_interval(labels[key], ends)
+        companions = list_class_companions(result)
+        score = format_with_interval(result["score"], result.get("interval"))
         table.add_row(
             name,
-            result["metric"],
-            format_with_interval(result["score"], result.get("interval")),
+            # a companion stands in the line of its figure, below the two lines of the score and its interval
+            "\n".join([result["metric"], *[""] * score.count("\n"), *companions]),
+            "\n".join([score, *(f"{value:.3f}" for value in companions.values())]),
             f"{result['right']:.1%}",
             by_label,
             "" if result["loss"] is None else f"{result['loss']:.3f}",

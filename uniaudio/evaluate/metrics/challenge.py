@@ -4,14 +4,14 @@ Texts are compared as the public code of the suite does it: NFKC, lower case, hy
 white space as one blank; against the first right answer. All scores lie between 0 and 1, more is better, and the
 overall score is their plain mean.
 
-=========  ===================================================================================
+=========  ========================================================================================================
 metric     score
-=========  ===================================================================================
-accuracy   Accuracy: share of answers that equal the right one as a whole
+=========  ========================================================================================================
+accuracy   Accuracy: share of answers that equal the right one as a whole; also where the metric is uar or macro_f1
 wer, cer   iWER, iCER: ``max(0, 1 - error rate)`` over all clips together
 map        mAP of lists with ``;`` between the tags: each tag is there or not, so this ranks nothing
 others     not scored: FENSE and DATE need models from the network
-=========  ===================================================================================
+=========  ========================================================================================================
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
+from uniaudio.evaluate.metrics.class_averages import CLASS_METRICS
 from uniaudio.evaluate.metrics.intervals import Array, Summed, compute_interval, make_mean
 from uniaudio.evaluate.metrics.normalization import normalize_challenge_text
 from uniaudio.evaluate.metrics.text_metrics import error_rate, tag_precision
@@ -49,6 +50,8 @@ def compute_challenge_score(
     Args:
         metric: of the template. references: the first right answer of each clip.
     """
+    if metric in CLASS_METRICS:  # what the suite says of classes is accuracy
+        metric = "accuracy"
     if metric not in NAMES:
         return None
     measure = make_challenge_measure(metric, answers, references)

@@ -1,8 +1,8 @@
-"""Figures of a closed set from the log-likelihoods of its labels: accuracy, mean average precision, calibration."""
+"""Figures of a closed set from the log-likelihoods of its labels: accuracy, UAR, average precision, calibration."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -10,8 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import logit, softmax
 
-from uniaudio.evaluate.metrics.intervals import Array, Summed, compute_interval, make_mean
-from uniaudio.evaluate.metrics.text_metrics import average_present
+from uniaudio.evaluate.metrics.class_averages import CLASS_METRICS, measure_class_averages
+from uniaudio.evaluate.metrics.intervals import (
+    Array,
+    Summed,
+    average_present,
+    compute_interval,
+    make_mean,
+)
 from uniaudio.extras import require_package
 
 TINY = 1e-15  # probabilities nearer to 0 or 1 have log-odds of 34.5 either way
@@ -137,6 +143,11 @@ def compute_ranking(chances: Array) -> Array:
     return np.round(logit(np.clip(chances, TINY, 1 - TINY)), 3)
 
 
+def choose_label_metric(metric: str, labels: Mapping[str, Any]) -> str:
+    """Return which figure of ``compute_label_metrics`` is that of a metric: accuracy, where it has none of its name."""
+    return metric if metric in labels else "accuracy"
+
+
 def compute_label_metrics(names: Sequence[str], chances: Array, truth: NDArray[np.bool_]) -> dict[str, Any]:
     """Return the figures of a closed set.
 
@@ -146,8 +157,9 @@ def compute_label_metrics(names: Sequence[str], chances: Array, truth: NDArray[n
 
     Returns:
         ``names``; ``accuracy``: the likeliest label is a right one; ``map``: macro one-vs-rest average precision of the
-        probabilities (see ``ranking``) over the labels that occur; ``ece``; ``intervals`` of the three and ``interval``
-        of the accuracy; ``confusion``: ``[K][K]`` clips, right labels by row, likeliest ones by column; ``bins`` of the
+        probabilities (see ``ranking``) over the labels that occur; ``ece``; where every clip has one right label also
+        ``uar`` and ``macro_f1`` of the likeliest ones; ``intervals`` of all these and ``interval`` of the accuracy;
+        ``confusion``: ``[K][K]`` clips, right labels by row, likeliest ones by column; ``bins`` of the
         confidence.
     """
     best = chances.argmax(1)
@@ -156,6 +168,9 @@ def compute_label_metrics(names: Sequence[str], chances: Array, truth: NDArray[n
     there = truth.any(0)
     ranks, true = compute_ranking(chances[:, there]), truth[:, there]
     sums = {"accuracy": make_mean(right.astype(np.float64)), "ece": calibration_error(confidence, right)}
+    if (truth.sum(1) == 1).all():
+        averages = measure_class_averages(truth.argmax(1), best, len(names))
+        sums |= {name: averages[name] for name in CLASS_METRICS}
     intervals = {name: compute_interval(len(best), measure.resample) for name, measure in sums.items()}
     intervals["map"] = compute_interval(len(best), lambda counts: resample_precision(ranks, true, counts))
     confusion = np.zeros((len(names), len(names)), np.int64)
@@ -164,7 +179,7 @@ def compute_label_metrics(names: Sequence[str], chances: Array, truth: NDArray[n
         "names": list(names),
         "accuracy": sums["accuracy"].score(),
         "map": mean_average_precision(ranks, true),
-        "ece": sums["ece"].score(),
+        **{name: sums[name].score() for name in ("ece", *CLASS_METRICS) if name in sums},
         "interval": intervals["accuracy"],
         "intervals": intervals,
         "confusion": confusion.tolist(),

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import csr_array
 
 Array = NDArray[np.float64]
 RESAMPLES = 1000
@@ -25,21 +26,21 @@ class Summed:
     """A score that is a function of sums over clips.
 
     Args:
-        rows: ``[N, S]``: S numbers of each of N clips.
+        rows: ``[N, S]``: S numbers of each of N clips; sparse where nearly all are 0.
         value: sums ``[R, S]`` to scores ``[R]``; not finite where a resample has none.
     """
 
-    rows: Array
+    rows: Array | csr_array
     value: Callable[[Array], Array]
 
     @property
     def clips(self) -> int:
         """N."""
-        return len(self.rows)
+        return int(self.rows.shape[0])
 
     def score(self) -> float:
         """Return the score of all clips, each counted once."""
-        return float(self.value(self.rows.sum(0, keepdims=True))[0])
+        return float(self.value(np.asarray(self.rows.sum(0))[None])[0])
 
     def resample(self, counts: Array) -> Array:
         """Return the scores ``[R]`` where clip ``n`` counts ``counts[r, n]`` times."""
@@ -55,6 +56,13 @@ def divide_sums(sums: Array) -> Array:
 def make_mean(values: Array) -> Summed:
     """Return the mean over clips as a score."""
     return Summed(np.stack([values, np.ones_like(values)], 1), divide_sums)
+
+
+def average_present(values: Array) -> Array:
+    """Return the mean of every row over the entries that are numbers; not a number where there are none."""
+    there = ~np.isnan(values)
+    with np.errstate(invalid="ignore"):
+        return np.where(there, values, 0.0).sum(1) / there.sum(1)
 
 
 def draw_resamples(clips: int, seed: int = SEED) -> Iterator[Array]:

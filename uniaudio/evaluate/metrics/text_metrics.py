@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 
 from uniaudio.data.template_file import Scoring
 from uniaudio.errors import UserError
-from uniaudio.evaluate.metrics.intervals import Array, Summed, divide_sums, make_mean
+from uniaudio.evaluate.metrics.class_averages import CLASS_METRICS, measure_class_averages, number_answers
+from uniaudio.evaluate.metrics.intervals import Array, Summed, average_present, divide_sums, make_mean
 from uniaudio.evaluate.metrics.normalization import normalize_text
 from uniaudio.evaluate.metrics.tokenization import (
     choose_bleu_tokenizer,
@@ -33,7 +35,10 @@ COMPANIONS = {
     "meteor": ("meteor", "bleu"),
     "cider": ("cider", "meteor", "bleu"),
     "map": ("map", "accuracy"),
+    "uar": ("uar", "macro_f1", "accuracy"),
+    "macro_f1": ("macro_f1", "uar", "accuracy"),
 }
+CLASS_COMPANIONS = ("accuracy", *CLASS_METRICS)  # of accuracy, where the answers are a closed set
 
 
 def error_rate(answers: Sequence[str], references: References, unit: str, tokenize: str = "words") -> Summed:
@@ -167,13 +172,6 @@ def tag_precision(answers: Sequence[str], references: References, separator: str
     return Summed(rows, value)
 
 
-def average_present(values: Array) -> Array:
-    """Return the mean of every row over the entries that are numbers; not a number where there are none."""
-    there = ~np.isnan(values)
-    with np.errstate(invalid="ignore"):
-        return np.where(there, values, 0.0).sum(1) / there.sum(1)
-
-
 def require_metric(metric: str, tokenize: str = "auto") -> None:
     """Refuse a metric whose package, or whose tokenizer of a language, is not installed.
 
@@ -211,9 +209,15 @@ def measure_metric(answers: Sequence[str], references: References, scoring: Scor
     Raises:
         UserError: when the metric needs an extra that is not installed.
     """
-    if metric == "accuracy":
+    if metric in CLASS_METRICS or metric == "accuracy":
         right = [is_right(a, r, scoring) for a, r in zip(answers, references, strict=True)]
-        return make_mean(np.array(right, np.float64))
+        if metric == "accuracy":
+            return make_mean(np.array(right, np.float64))
+        given, true = (
+            [normalize_text(text, scoring.normalize) for text in texts]
+            for texts in (answers, [group[0] for group in references])
+        )
+        return measure_class_averages(*number_answers(given, right, true))[metric]
     if metric == "map":
         lists = [[normalize_tags(text, scoring) for text in group] for group in references]
         return tag_precision([normalize_tags(a, scoring) for a in answers], lists, scoring.separator)
@@ -230,8 +234,22 @@ def normalize_tags(text: str, scoring: Scoring) -> str:
 
 
 def measure_with_companions(
-    answers: Sequence[str], references: References, scoring: Scoring
+    answers: Sequence[str], references: References, scoring: Scoring, is_closed: bool = False
 ) -> dict[str, Summed]:
-    """Return the metric of a template and its companions, by name, the metric itself first."""
+    """Return the metric of a template and its companions, by name, the metric itself first.
+
+    Args:
+        is_closed: an answer is a label of a closed set.
+    """
     names = COMPANIONS.get(scoring.metric, (scoring.metric,))
+    if is_closed and scoring.metric == "accuracy":
+        names = CLASS_COMPANIONS
     return {name: measure_metric(answers, references, scoring, name) for name in names}
+
+
+def list_class_companions(result: Mapping[str, Any]) -> dict[str, float]:
+    """Return the accuracy, UAR and macro-F1 that a result of ``evaluate_entry`` has besides its metric."""
+    metrics = result.get("metrics") or {}
+    if result["metric"] not in CLASS_COMPANIONS:
+        return {}
+    return {name: metrics[name] for name in CLASS_COMPANIONS if name in metrics and name != result["metric"]}

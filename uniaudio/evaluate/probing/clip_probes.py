@@ -14,12 +14,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from uniaudio.evaluate.metrics.classification import mean_average_precision
+from uniaudio.evaluate.probing.class_scores import (
+    ProbeScores,
+    score_classes,
+    score_knn,
+    summarize_scores,
+)
 
 ProbeKind = Literal["linear", "mlp", "knn"]
 KINDS: tuple[ProbeKind, ...] = ("linear", "mlp", "knn")
 NEIGHBOURS = 10
 TEMPERATURE = 0.07  # of the softmax over neighbours' similarities, as X-ARES has it (arXiv 2505.16369)
-RESAMPLES = 200  # bootstrap draws of the test set, for the spread of the probe that has no seed
 
 
 @dataclass(frozen=True)
@@ -170,8 +175,8 @@ def probe(
     seeds: int = 3,
     settings: ProbeSettings = ProbeSettings(),
     kinds: Sequence[str] = KINDS,
-) -> dict[str, dict[str, float]]:
-    """Return the test accuracy of each probe of one split; see ``probe_folds``."""
+) -> ProbeScores:
+    """Return the test scores of each probe of one split; see ``probe_folds``."""
     fold = Fold(*(torch.from_numpy(array) for array in (train_x, train_y, test_x, test_y)))
     classes = int(max(train_y.max(), test_y.max())) + 1
     return probe_folds([fold], classes, seeds, settings, kinds)
@@ -183,36 +188,35 @@ def probe_folds(
     seeds: int = 3,
     settings: ProbeSettings = ProbeSettings(),
     kinds: Sequence[str] = KINDS,
-) -> dict[str, dict[str, float]]:
-    """Return the score of each probe, the mean over folds: ``{"linear": {"mean", "std"}, "mlp": ..., "knn": ...}``.
+    metric: str | None = None,
+) -> ProbeScores:
+    """Return the scores of each probe, the mean over folds: ``{"linear": {"mean", "std", "metrics"}, "mlp": ...}``.
 
-    The score is accuracy, or mAP where clips may be of several classes. ``std`` is over seeds. kNN has no seed; its
-    ``std`` is that of the mean over 200 bootstrap draws of the test clips. Inputs of the trained probes are
-    standardised with the mean and one overall scale of the training embeddings, so that the scale of an encoder plays
-    no part.
+    ``mean`` and ``std`` are those of ``metric``: by default accuracy, or mAP where clips may be of several classes.
+    ``metrics`` holds accuracy, UAR and macro-F1 of single classes. ``std`` is over seeds; for kNN see ``score_knn``.
+    Inputs of the trained probes are standardised with the mean and one overall scale of the training embeddings, so
+    that the scale of an encoder plays no part.
     """
     results = {}
     for kind in (kind for kind in kinds if kind != "knn"):
-        by_seed = score_trained_probes(kind, folds, classes, seeds, settings).mean(0)
-        results[kind] = {"mean": by_seed.mean().item(), "std": by_seed.std(correction=0).item()}
-    if "knn" not in kinds:
-        return results
-    accuracies, draws = [], []
-    for fold in folds:
-        guess = predict_knn(fold.train_x, fold.train_y, fold.test_x, classes)
-        right = (guess == fold.test_y).double().numpy()
-        chosen = np.random.default_rng(0).integers(0, len(right), (RESAMPLES, len(right)))
-        accuracies.append(right.mean())
-        draws.append(right[chosen].mean(1))
-    results["knn"] = {"mean": float(np.mean(accuracies)), "std": float(np.mean(draws, axis=0).std())}
+        spreads = {}
+        for name, scores in score_trained_probes(kind, folds, classes, seeds, settings).items():
+            by_seed = scores.mean(0)
+            spreads[name] = {"mean": by_seed.mean().item(), "std": by_seed.std(correction=0).item()}
+        results[kind] = summarize_scores(spreads, metric)
+    if "knn" in kinds:
+        guesses = [predict_knn(fold.train_x, fold.train_y, fold.test_x, classes) for fold in folds]
+        results["knn"] = score_knn(guesses, [fold.test_y for fold in folds], classes, metric)
     return results
 
 
 def score_trained_probes(
     kind: str, folds: Sequence[Fold], classes: int, seeds: int, settings: ProbeSettings
-) -> Tensor:
-    """Train the probes of all folds and return their scores ``[F, S]`` float64; folds of equal size train together."""
-    scores = torch.zeros(len(folds), seeds, dtype=torch.float64)
+) -> dict[str, Tensor]:
+    """Train the probes of all folds and return their scores ``[F, S]`` float64 by metric; folds of equal size train
+    together.
+    """
+    scores: dict[int, dict[str, Tensor]] = {}
     for size in sorted({len(fold.train_x) for fold in folds}):
         members = [number for number, fold in enumerate(folds) if len(fold.train_x) == size]
         chosen = [folds[number].standardize() for number in members]
@@ -229,7 +233,7 @@ def score_trained_probes(
             with torch.no_grad():
                 logits = compute_member_logits(trained, seed_slice, fold.test_x)
             scores[number] = score_logits(logits, fold.test_y)
-    return scores
+    return {name: torch.stack([scores[number][name] for number in range(len(folds))]) for name in scores[0]}
 
 
 def compute_member_logits(probe: nn.Sequential, members: slice, x: Tensor) -> Tensor:
@@ -241,9 +245,9 @@ def compute_member_logits(probe: nn.Sequential, members: slice, x: Tensor) -> Te
     return hidden
 
 
-def score_logits(logits: Tensor, truth: Tensor) -> Tensor:
-    """Return accuracy or mAP of logits ``[S, N, K]``, one float64 for each seed."""
+def score_logits(logits: Tensor, truth: Tensor) -> dict[str, Tensor]:
+    """Return the scores of single classes, or mAP, of logits ``[S, N, K]``, one float64 for each seed."""
     if not truth.is_floating_point():
-        return (logits.argmax(-1) == truth).double().mean(1)
+        return score_classes(logits.argmax(-1), truth, logits.shape[-1])
     precisions = [mean_average_precision(seed_logits.numpy(), truth.numpy()) for seed_logits in logits]
-    return torch.tensor(precisions, dtype=torch.float64)
+    return {"mAP": torch.tensor(precisions, dtype=torch.float64)}

@@ -60,6 +60,10 @@ class TaskFile(Strict):
     """Dataset card by name or path, with one clip per row."""
     kind: TaskKind = "clip"
     """`clip` (one class), `multilabel` (several), `frame` (events in time) or `retrieval` (texts)."""
+    metric: Literal["accuracy", "uar", "macro_f1"] | None = None
+    """Score of `kind: clip` in tables and averages: `accuracy`, `uar` (unweighted average recall, balanced
+    accuracy) or `macro_f1`. The JSON holds all three. Default: accuracy.
+    """
     domain: Domain | None
     """Domain of the average that the task belongs to; null for none."""
     column: str | None = None
@@ -114,6 +118,9 @@ class TaskFile(Strict):
             raise ValueError("folds: name at least two splits")
         if self.folds is not None and self.split_column is not None:
             raise ValueError("split_column: folds replace splits; leave one of the two out")
+        if self.metric is not None and self.kind != "clip":
+            advice = "frame.metric sets its score" if self.kind == "frame" else "leave it out"
+            raise ValueError(f"metric: is for kind clip, and the kind is {self.kind}; {advice}")
         if self.kind == "frame" and self.crop is not None:
             raise ValueError("crop: clips with events are not cropped")
         return self
@@ -129,11 +136,11 @@ class TaskFile(Strict):
         return self.column or COLUMNS[self.kind]
 
     @property
-    def metric(self) -> str:
-        """What the score is: accuracy, mAP, an F1 or recall@1."""
+    def score_metric(self) -> str:
+        """What the score is: accuracy, an average over classes, mAP, an F1 or recall@1."""
         if self.kind == "frame":
             return self.frame.metric
-        return {"clip": "accuracy", "multilabel": "mAP", "retrieval": "recall@1"}[self.kind]
+        return self.metric or {"clip": "accuracy", "multilabel": "mAP", "retrieval": "recall@1"}[self.kind]
 
 
 class SuiteFile(Strict):

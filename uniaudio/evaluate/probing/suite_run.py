@@ -20,6 +20,7 @@ from torch import Tensor
 
 from uniaudio.console import WorkProgress, format_number
 from uniaudio.data.audio import ADVICE
+from uniaudio.evaluate.probing.class_scores import ProbeScores
 from uniaudio.evaluate.probing.clip_probes import KINDS, Fold, ProbeKind, probe_folds
 from uniaudio.evaluate.probing.frame_probes import score_frames
 from uniaudio.evaluate.probing.retrieval_probes import TextModel, score_retrieval
@@ -30,9 +31,8 @@ from uniaudio.evaluate.probing.xares import XaresFold, score_xares_folds
 from uniaudio.feature_cache import hash_model
 from uniaudio.model.encoders.base import AudioEncoder
 
-ProbeScores = dict[str, dict[str, float]]  # probe -> mean and std
 DOMAINS = ("speech", "sound", "music")
-Scores = Mapping[str, Mapping[str, Mapping[str, Mapping[str, float]]]]  # task -> model -> probe -> mean, std
+Scores = Mapping[str, Mapping[str, Mapping[str, Mapping[str, Any]]]]  # task -> model -> probe -> mean, std
 
 
 def score_task(
@@ -43,7 +43,8 @@ def score_task(
     seeds: int,
     reader: TextModel | None = None,
 ) -> ProbeScores:
-    """Probe one layer of one model on one task: ``{probe: {"mean", "std"}}``, all scores in [0, 1].
+    """Probe one layer of one model on one task: ``{probe: {"mean", "std"}}``, all scores in [0, 1]; for classes of
+    clips also ``metrics``, see ``probe_folds``.
 
     Args:
         rate: frames per second of the encoder, for events. reader: for retrieval.
@@ -56,14 +57,22 @@ def score_task(
     targets = build_class_targets(rows)
     if protocol == "masked":
         folds = [build_fold(embedded, targets, trial.train, trial.test) for trial in rows.trials]
-        return probe_folds(folds, len(rows.classes), seeds, kinds=rows.task.kinds)
+        return probe_folds(
+            folds, len(rows.classes), seeds, kinds=rows.task.kinds, metric=rows.task.score_metric
+        )
     chosen = []
     for trial in rows.trials:
         fold = build_fold(embedded, targets, trial.train, trial.test)
         valid = embedded.pieces_of(trial.test if trial.valid is None else trial.valid)
         chosen.append(XaresFold(fold, embedded.values[valid], targets[embedded.owner[valid]]))
     return score_xares_folds(
-        chosen, len(rows.classes), seeds, rows.task.epochs, rows.task.batch, rows.task.kinds
+        chosen,
+        len(rows.classes),
+        seeds,
+        rows.task.epochs,
+        rows.task.batch,
+        rows.task.kinds,
+        rows.task.score_metric,
     )
 
 
@@ -200,7 +209,7 @@ def summarize_task(rows: TaskRows, notices: Tensor, data_sha256: str) -> dict[st
     return {
         "kind": rows.task.kind,
         "domain": rows.task.domain,
-        "metric": rows.task.metric,
+        "metric": rows.task.score_metric,
         **({"unseen": True} if rows.task.unseen else {}),
         "weight": rows.weight,
         "classes": len(rows.classes),

@@ -15,6 +15,7 @@ from uniaudio.evaluate.probing.task_rows import describe_rows
 
 PROBES = {"linear": "linear", "mlp": "MLP", "knn": "kNN"}
 REFERENCES = "references"  # the key of stored results that holds them by run
+SHOWN_DIFFERENCE = 0.0005  # between two scores that are written differently
 AT_BEST = "untrained, at its best"
 AS_TRAINED = "untrained, with the run's settings"
 
@@ -82,7 +83,7 @@ def make_table(title: str, *columns: str, numbers: int) -> Table:
 
 
 def score_table(result: Mapping[str, Any], labels: Mapping[str, str]) -> Table:
-    """Return mean ± spread of every task, model and probe."""
+    """Return mean ± spread of every task, model and probe; below them UAR, where it is another than accuracy."""
     table = make_table(
         f"{result['suite'] or 'labelled folders'}, protocol {result['protocol']}, {result['seeds']} seeds",
         "task",
@@ -95,14 +96,16 @@ def score_table(result: Mapping[str, Any], labels: Mapping[str, str]) -> Table:
     baselines = find_baselines(result)
     for task, models in result["scores"].items():
         facts = result["tasks"][task]
-        for place, model in enumerate(result["models"]):
-            cells = [
-                cell(models[model].get(p), [models[name].get(p) for name in baselines[model]]) for p in PROBES
-            ]
-            label = f"{task} (unseen)" if facts.get("unseen") else task
-            about = (label, facts["domain"] or "", facts["metric"]) if place == 0 else ("", "", "")
-            # options on lines of their own: those of models that differ in them alone are seen in narrow terminals too
-            table.add_row(*about, labels[model].replace("?", "\n?").replace("&", "\n&"), *cells)
+        about = (f"{task} (unseen)" if facts.get("unseen") else task, facts["domain"] or "")
+        for metric in (facts["metric"], *list_other_metrics(models, facts["metric"])):
+            scores = {model: read_metric(probes, metric) for model, probes in models.items()}
+            for place, model in enumerate(result["models"]):
+                others = [scores[name] for name in baselines[model]]
+                cells = [cell(scores[model].get(p), [other.get(p) for other in others]) for p in PROBES]
+                # options on lines of their own: those of models that differ in them alone are seen in narrow terminals
+                shown = labels[model].replace("?", "\n?").replace("&", "\n&")
+                table.add_row(*about, metric if place == 0 else "", shown, *cells)
+                about = ("", "")
     notes = [
         note
         for task, facts in result["tasks"].items()
@@ -113,6 +116,24 @@ def score_table(result: Mapping[str, Any], labels: Mapping[str, str]) -> Table:
     if notes:
         table.caption, table.caption_justify = "\n".join(notes), "left"
     return table
+
+
+def read_metric(probes: Mapping[str, Mapping[str, Any]], metric: str) -> dict[str, Mapping[str, float]]:
+    """Return mean and std of a metric by probe; those of the task's own metric where no others are stored."""
+    return {name: score.get("metrics", {}).get(metric, score) for name, score in probes.items()}
+
+
+def list_other_metrics(models: Mapping[str, Mapping[str, Any]], metric: str) -> list[str]:
+    """Return which of accuracy and UAR a table of a task has besides its metric.
+
+    The UAR is accuracy where all classes are equally frequent in the test clips; then it would only repeat it.
+    """
+    stored = [
+        score["metrics"] for probes in models.values() for score in probes.values() if "metrics" in score
+    ]
+    if all(abs(each["uar"]["mean"] - each["accuracy"]["mean"]) < SHOWN_DIFFERENCE for each in stored):
+        return []
+    return [name for name in ("accuracy", "uar") if name != metric]
 
 
 def find_baselines(result: Mapping[str, Any]) -> dict[str, list[str]]:

@@ -19,7 +19,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from uniaudio.evaluate.metrics.classification import mean_average_precision
-from uniaudio.evaluate.probing.clip_probes import RESAMPLES, Fold, vote
+from uniaudio.evaluate.probing.class_scores import (
+    ProbeScores,
+    score_classes,
+    score_knn,
+    summarize_scores,
+)
+from uniaudio.evaluate.probing.clip_probes import Fold, vote
 
 SEED = 42  # X-ARES's; further seeds follow it
 RATE = 1e-3
@@ -99,51 +105,50 @@ class XaresFold:
 
 
 def score_xares_folds(
-    folds: Sequence[XaresFold], classes: int, seeds: int, epochs: int, batch: int, kinds: Sequence[str]
-) -> dict[str, dict[str, float]]:
-    """Return accuracy or mAP: the mean over folds, with mean and spread over the seeds 42, 43 ... for "linear".
+    folds: Sequence[XaresFold],
+    classes: int,
+    seeds: int,
+    epochs: int,
+    batch: int,
+    kinds: Sequence[str],
+    metric: str | None = None,
+) -> ProbeScores:
+    """Return the scores of the probes as ``probe_folds`` does, with mean and spread over the seeds 42, 43 ... for
+    "linear".
 
-    The probe "mlp" is none of this protocol and left out. kNN has no seed; its ``std`` is that of the mean over 200
-    bootstrap draws of the test clips.
+    The epoch is chosen by accuracy or mAP, whichever metric the task has. The probe "mlp" is none of this protocol and
+    left out. kNN is scored as under the other protocol, see ``score_knn``.
     """
     results = {}
     if "linear" in kinds:
-        by_seed = np.array(
-            [score_linear_probe(folds, classes, SEED + s, epochs, batch) for s in range(seeds)]
-        )
-        results["linear"] = {"mean": float(by_seed.mean()), "std": float(by_seed.std())}
+        by_seed = [score_linear_probe(folds, classes, SEED + s, epochs, batch) for s in range(seeds)]
+        spreads = {}
+        for name in by_seed[0]:
+            scores = np.array([each[name] for each in by_seed])
+            spreads[name] = {"mean": float(scores.mean()), "std": float(scores.std())}
+        results["linear"] = summarize_scores(spreads, metric)
     if "knn" in kinds:
-        right = [
-            (
-                predict_xares_knn(fold.fold.train_x, fold.fold.train_y, fold.fold.test_x, classes)
-                == fold.fold.test_y
-            )
-            .double()
-            .numpy()
-            for fold in folds
+        guesses = [
+            predict_xares_knn(one.fold.train_x, one.fold.train_y, one.fold.test_x, classes) for one in folds
         ]
-        draws = [
-            hits[np.random.default_rng(0).integers(0, len(hits), (RESAMPLES, len(hits)))].mean(1)
-            for hits in right
-        ]
-        results["knn"] = {
-            "mean": float(np.mean([hits.mean() for hits in right])),
-            "std": float(np.mean(draws, axis=0).std()),
-        }
+        results["knn"] = score_knn(guesses, [one.fold.test_y for one in folds], classes, metric)
     return results
 
 
-def score_linear_probe(folds: Sequence[XaresFold], classes: int, seed: int, epochs: int, batch: int) -> float:
-    """Train and test one linear probe for each fold; return the mean of their scores.
+def score_linear_probe(
+    folds: Sequence[XaresFold], classes: int, seed: int, epochs: int, batch: int
+) -> dict[str, float]:
+    """Train and test one linear probe for each fold; return the mean of their scores by metric.
 
     The weights of all folds come from one generator, in their order; so does the order of the examples.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return float(np.mean([score_fold(fold, classes, epochs, batch) for fold in folds]))
+        scores = [score_fold(fold, classes, epochs, batch) for fold in folds]
+    return {name: float(np.mean([each[name] for each in scores])) for name in scores[0]}
 
 
-def score_fold(chosen: XaresFold, classes: int, epochs: int, batch: int) -> float:
+def score_fold(chosen: XaresFold, classes: int, epochs: int, batch: int) -> dict[str, float]:
     """Train and test the probe of one fold; random numbers come from torch's own generator."""
     fold = chosen.fold
     probe = build_linear_probe(fold.train_x.shape[1], classes)
@@ -156,7 +161,11 @@ def score_fold(chosen: XaresFold, classes: int, epochs: int, batch: int) -> floa
         lambda: compute_class_score(probe(chosen.valid_x), chosen.valid_y),
     )
     with torch.no_grad():
-        return compute_class_score(probe(fold.test_x), fold.test_y)
+        logits = probe(fold.test_x)
+    if fold.test_y.is_floating_point():
+        return {"mAP": compute_class_score(logits, fold.test_y)}
+    scores = score_classes(logits.argmax(1)[None], fold.test_y, classes)
+    return {name: value.item() for name, value in scores.items()}
 
 
 def compute_class_loss(logits: Tensor, targets: Tensor) -> Tensor:
