@@ -139,6 +139,38 @@ def test_labels_that_differ_in_case_alone_are_named(recipe_file):
     )
 
 
+def test_labels_that_may_stand_for_none_are_named_and_used(recipe_file):
+    """Null and empty labels are skipped by reason; a spelled one is an answer, in a closed set and in an open one."""
+    rows = [*rows_of("train", 9), *rows_of("test", 2)]
+    for number, label in enumerate(["n/a", "", None, "N/A", "n/a"]):
+        rows[number]["label"] = label
+    write_rows(recipe_file, rows)
+    how = "learned and scored as an answer like any other; if these rows have no label, leave them out: write"
+    template = load_yaml(recipe_file.parent / "t.yaml")
+    del template["labels"]
+    for closed_set in ({"labels": ["rook", "wren", "n/a", "N/A"]}, {}):
+        (recipe_file.parent / "t.yaml").write_text(dump_yaml(template | closed_set))
+        findings, problems, _ = look(recipe_file)
+        assert findings["train"].used == 7
+        assert [each for each in problems if "split train" in each and "skipped" in each] == [
+            "d:t, split train: skipped: 1 empty answer (template t): train1.wav",
+            "d:t, split train: skipped: 1 missing column: train2.wav (template t needs 'label'; it has no value)",
+        ]
+        assert (
+            f"d:t, split train: `label` is 'n/a' in 2 rows, 'N/A' in 1 row, {how} "
+            "`keep: \"label not in ['n/a', 'N/A']\"` under each split of the card"
+        ) in problems
+        assert not any("split test: `label`" in each for each in problems)
+
+
+def test_transcripts_that_are_a_dash_are_texts(recipe_file):
+    content = load_yaml(recipe_file.parent / "t.yaml") | {"scoring": {"metric": "wer"}}
+    del content["labels"]
+    (recipe_file.parent / "t.yaml").write_text(dump_yaml(content))
+    write_rows(recipe_file, [*rows_of("train", 6, label="none"), *rows_of("test", 2)])
+    assert not any("like any other" in each for each in look(recipe_file)[1])
+
+
 @pytest.mark.parametrize(("streams", "times"), [(4, 16), (1, 4), (0, 0)])
 def test_pools_that_hold_a_row_several_times_are_noted(recipe_file, streams, times):
     write_rows(recipe_file, [*rows_of("train", 10), *rows_of("test", 2)])

@@ -417,6 +417,23 @@ def test_rows_that_cannot_be_used_are_allowed_for(tmp_path, place):
     assert "10 rows have none" in text
 
 
+def test_labels_that_may_stand_for_none_are_noted(tmp_path, place):
+    labels = ["happy", "sad", "n/a", None, ""]
+    write_manifest(place, [{"emotion": labels[n % 5]} for n in range(50)])
+    text, recipe, _ = new(tmp_path, place)
+    assert recipe.train[0].templates[0].labels == ("happy", "n/a", "sad")
+    assert "20 rows have none" in text
+    assert "note: `emotion` is 'n/a' in 10 rows, learned and scored as an answer like any other" in text
+    assert "write `keep: \"emotion != 'n/a'\"` under each split of the card" in text
+
+
+def test_a_null_in_a_list_of_labels_is_none_of_them(tmp_path, place):
+    lists = [["dog", None], ["rain"], ["dog", "rain"], []]
+    write_manifest(place, [{"labels": lists[n % 4]} for n in range(40)])
+    _, recipe, _ = new(tmp_path, place)
+    assert recipe.train[0].templates[0].labels == ("dog", "rain")
+
+
 def test_labels_in_upper_and_lower_case_are_noted(tmp_path, place):
     write_manifest(
         place, [{"Emotion_Label": ("sad", "Sad", "happy")[n % 3], "rating": n % 5} for n in range(40)]

@@ -16,9 +16,11 @@ from uniaudio.data.column_names import IDS, simplify_name
 from uniaudio.data.encoded_audio import FilePart
 from uniaudio.data.labels import describe_equal_spellings
 from uniaudio.data.long_clips import read_row_seconds
+from uniaudio.data.placeholders import describe_placeholders, find_placeholders
 from uniaudio.data.recipe import Recipe
 from uniaudio.data.recipe_entries import Entry, RecipeEntry, open_entry
 from uniaudio.data.sources.base import IndexedSource, Row, Source
+from uniaudio.data.template_file import JOINED_METRICS
 from uniaudio.data.text_rows import read_text_rows
 from uniaudio.errors import RowError, UserError, escape_text
 
@@ -43,6 +45,7 @@ class RowFindings:
         seen: the answer of a row by what the row is known by. repeated: rows with the clip or id, and the answer, of
             an earlier one.
         answers: how often each of a closed set occurs, of the first template that has one. labels: the set.
+        placeholders: rows whose label may stand for none, see ``describe_placeholders``.
         lengths: of clips in seconds. are_measured: read from the headers of a few, as rows do not state them.
         is_file: clips are files, whose names are theirs alone; names within archives and tables may come again.
     """
@@ -57,6 +60,7 @@ class RowFindings:
     seen: dict[Identity, str] = field(default_factory=dict)
     repeated: dict[str, list[str]] = field(default_factory=dict)
     answers: Counter[str] = field(default_factory=Counter)
+    placeholders: Counter[tuple[str, str]] = field(default_factory=Counter)
     labels: tuple[str, ...] = ()
     lengths: list[float] = field(default_factory=list)
     are_measured: bool = False
@@ -121,6 +125,7 @@ def add_row(findings: RowFindings, row: Row | RowError) -> None:
         note_problem(findings, row, row.key)
         return
     answer, problem = "", None
+    placeholders: set[tuple[str, str]] = set()  # several templates may answer with one column
     for template in findings.entry.templates:
         try:
             rendered = findings.entry.render_question(row, template)
@@ -128,10 +133,14 @@ def add_row(findings: RowFindings, row: Row | RowError) -> None:
             problem = error
             continue
         answer = answer or rendered.answer
+        if template.scoring.metric not in JOINED_METRICS:
+            labels = [label for text in rendered.references for label in template.split_labels(text)]
+            placeholders |= find_placeholders(row.columns, template, labels)
         if template.labels and template.labels == findings.labels:
             findings.answers.update(
                 label for text in rendered.references for label in template.split_labels(text)
             )
+    findings.placeholders.update(placeholders)
     if problem is not None:
         note_problem(findings, problem, row.key)
     if not answer:
@@ -234,7 +243,7 @@ def show_values(values: Sequence[str]) -> str:
 
 
 def note_labels(findings: RowFindings) -> list[str]:
-    """Return sentences about labels that no row has, and about labels that are one but for their case."""
+    """Return sentences about labels that no row has, that are one but for their case, and that may stand for none."""
     notes = []
     unseen = [label for label in findings.labels if label not in findings.answers]
     if unseen and not findings.sample and findings.used:
@@ -244,7 +253,7 @@ def note_labels(findings: RowFindings) -> list[str]:
         )
     if spellings := describe_equal_spellings(findings.labels):
         notes.append(escape_text(spellings))
-    return notes
+    return notes + [escape_text(sentence) for sentence in describe_placeholders(findings.placeholders)]
 
 
 def note_skipped_lengths(findings: RowFindings, longest: float, what: str) -> list[str]:

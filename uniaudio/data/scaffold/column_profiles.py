@@ -56,7 +56,8 @@ class ColumnProfile:
         if isinstance(value, list | tuple):
             self.lists += 1
             for item in value:
-                self.count_value(str(item))
+                if not has_no_value(item):
+                    self.count_value(str(item))
         elif isinstance(value, bool):
             self.flags += 1
             self.count_value("yes" if value else "no")

@@ -10,6 +10,7 @@ from pathlib import Path
 from rich.console import Console
 
 from uniaudio.data.labels import describe_equal_spellings
+from uniaudio.data.placeholders import describe_placeholders, is_placeholder
 from uniaudio.data.scaffold.answer_column import Answer
 from uniaudio.data.scaffold.column_profiles import ColumnProfile
 from uniaudio.data.scaffold.row_inspection import SplitRows
@@ -49,6 +50,7 @@ def show_task(
     if unusable:
         say(f"note: rows that cannot be used: {describe_reasons(unusable)}; `uniaudio check` lists them")
     spellings = [note for note in (describe_equal_spellings(task.answer.labels),) if note]
+    spellings += note_placeholders(task.answer, profiles[task.answer.column])
     for note in (*task.layout.notes, *note_outer_folders(task, splits), *spellings, *task.division.notes):
         say(f"note: {note}")
     say(f"wrote {', '.join(map(str, paths))}")
@@ -72,6 +74,19 @@ def note_outer_folders(task: TaskDescription, splits: Mapping[str, SplitRows]) -
         "`columns: {outer: \"{{ file_name.split('/')[0] }}\"}` in the card, and use `outer` "
         "in the template"
     ]
+
+
+def note_placeholders(answer: Answer, profile: ColumnProfile) -> list[str]:
+    """Return a sentence about labels that may stand for none."""
+    if answer.kind not in ("label", "tags"):
+        return []
+    counts = profile.values
+    if answer.kind == "tags" and not answer.is_list:
+        counts = profile.split_values(answer.separator)
+    column = answer.column if answer.kind == "label" and not answer.is_list else ""
+    return describe_placeholders(
+        {(column, value): count for value, count in counts.items() if is_placeholder(value)}
+    )
 
 
 def describe_count(rows: int | None) -> str:

@@ -9,6 +9,10 @@ from uniaudio.data.card import DatasetCard, Split
 from uniaudio.data.card_file import Load
 from uniaudio.data.segment import MANIFEST_SEGMENTS, SegmentColumns
 from uniaudio.errors import UserError
+from uniaudio.evaluate.probing.placeholder_classes import (
+    count_placeholders,
+    describe_placeholder_classes,
+)
 from uniaudio.evaluate.probing.suite import Suite, TaskFile
 from uniaudio.evaluate.probing.task_embeddings import hold_clips
 from uniaudio.evaluate.probing.task_rows import TaskRows, describe_rows, read_task
@@ -47,7 +51,10 @@ def hold_folders(
     held = []
     for name, (task, card) in build_folder_suite(folders, option).tasks.items():
         rows, notices = hold_clips(read_task(name, task, card))
-        for sentence in describe_rows(name, rows.skipped, notices):
+        for sentence in (
+            *describe_rows(name, rows.skipped, notices),
+            *describe_placeholder_classes(name, count_placeholders(rows), is_folder=True),
+        ):
             note(sentence)
         held.append(rows)
     return held

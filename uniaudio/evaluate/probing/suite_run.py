@@ -23,6 +23,7 @@ from uniaudio.data.audio import ADVICE
 from uniaudio.evaluate.probing.class_scores import ProbeScores
 from uniaudio.evaluate.probing.clip_probes import KINDS, Fold, ProbeKind, probe_folds
 from uniaudio.evaluate.probing.frame_probes import score_frames
+from uniaudio.evaluate.probing.placeholder_classes import count_placeholders
 from uniaudio.evaluate.probing.retrieval_probes import TextModel, score_retrieval
 from uniaudio.evaluate.probing.suite import Suite
 from uniaudio.evaluate.probing.task_embeddings import Embedded, Protocol, embed_task, encode_task
@@ -218,6 +219,7 @@ def summarize_task(rows: TaskRows, notices: Tensor, data_sha256: str) -> dict[st
         "folds": folds if folds > 1 else None,
         "skipped": [asdict(skip) for skip in rows.skipped],
         "notices": {kind: n for kind, n in zip(ADVICE, notices.tolist(), strict=True) if n},
+        "placeholders": count_placeholders(rows),
         "data_sha256": data_sha256,
         "license": rows.card.license or None,
     }

@@ -11,6 +11,7 @@ from rich.table import Table
 from uniaudio.config.model_spec import split_options
 from uniaudio.console import format_difference
 from uniaudio.data.skipped_rows import Skip
+from uniaudio.evaluate.probing.placeholder_classes import describe_placeholder_classes
 from uniaudio.evaluate.probing.task_rows import describe_rows
 
 PROBES = {"linear": "linear", "mlp": "MLP", "knn": "kNN"}
@@ -109,7 +110,10 @@ def score_table(result: Mapping[str, Any], labels: Mapping[str, str]) -> Table:
     notes = [
         note
         for task, facts in result["tasks"].items()
-        for note in describe_rows(task, [Skip(**skip) for skip in facts["skipped"]], facts["notices"])
+        for note in (
+            *describe_rows(task, [Skip(**skip) for skip in facts["skipped"]], facts["notices"]),
+            *describe_placeholder_classes(task, facts["placeholders"], result["suite"] is None),
+        )
     ]
     if any(len(names) > 1 for names in baselines.values()):
         notes.insert(0, f"differences of runs from the encoder {AT_BEST}; {AS_TRAINED}")

@@ -46,7 +46,10 @@ def parse_answer(task: TaskFile, value: Any) -> Any:
     if isinstance(value, str) and task.kind != "clip" and (listed := parse_list(value)) is not None:
         value = listed
     if task.kind == "clip":
-        return format_class(value, task.answers)
+        label = format_class(value, task.answers)
+        if not label.strip():
+            raise RowError("empty answer", f"'{task.answers}' holds no text")
+        return label
     if task.kind == "frame":
         return parse_events(value, task.frame.keys)
     if isinstance(value, Mapping):  # as X-ARES packs captions: numbered keys
@@ -89,12 +92,19 @@ def parse_events(value: Any, keys: tuple[str, str, str]) -> tuple[Event, ...]:
     """
     onset, offset, label = keys
     try:
-        events = tuple(Event(float(item[onset]), float(item[offset]), str(item[label])) for item in value)
+        events = tuple(
+            Event(
+                float(item[onset]), float(item[offset]), "" if has_no_value(item[label]) else str(item[label])
+            )
+            for item in value
+        )
     except (TypeError, KeyError, ValueError) as problem:
         raise RowError(
             "broken metadata", f"events must be a list of {{{', '.join(keys)}}} ({problem})"
         ) from problem
     for event in events:
+        if not event.label.strip():
+            raise RowError("empty answer", f"an event at {event.onset:g} s has no '{label}'")
         if not 0 <= event.onset < event.offset < float("inf"):
             raise RowError(
                 "broken metadata", f"an event from {event.onset:g} to {event.offset:g} s is not valid"
