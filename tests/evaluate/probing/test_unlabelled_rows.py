@@ -72,7 +72,7 @@ def test_a_fold_without_a_name_is_none(emotions):
 @pytest.mark.parametrize("label", ["", "  ", "\t"])
 def test_an_empty_text_is_no_class(label):
     task = TaskFile.model_validate({"dataset": "d", "domain": None})
-    with pytest.raises(RowError, match="'label' holds no text") as raised:
+    with pytest.raises(RowError, match="'label' contains no text") as raised:
         parse_answer(task, label)
     assert raised.value.reason == "empty answer"
 

@@ -48,7 +48,7 @@ def parse_answer(task: TaskFile, value: Any) -> Any:
     if task.kind == "clip":
         label = format_class(value, task.answers)
         if not label.strip():
-            raise RowError("empty answer", f"'{task.answers}' holds no text")
+            raise RowError("empty answer", f"'{task.answers}' contains no text")
         return label
     if task.kind == "frame":
         return parse_events(value, task.frame.keys)
