@@ -22,6 +22,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoProcessor,
     Gemma3TextConfig,
+    GenerationConfig,
     GPT2Config,
     LlamaConfig,
     MoonshineConfig,
@@ -107,6 +108,7 @@ def test_every_adapter_is_described_and_made_again(kind, added):
         assert error["msg"].endswith("; use another kind"), error["msg"]
         return
     adapter = make_adapter(config, encoder, 24)
+    assert adapter.inner.kind == kind
     with torch.no_grad():
         for tensor in (*adapter.parameters(), *adapter.buffers()):
             tensor.add_(0.1 * torch.randn_like(tensor))
@@ -208,6 +210,31 @@ def test_the_processor_is_called_as_those_of_transformers(plain):
     ):
         with pytest.raises(ValueError, match=sentence):
             processor(text=texts[0], **given)
+
+
+def test_what_a_whole_model_cannot_do_is_one_sentence(plain):
+    processor, model = plain
+    inputs = processor(text="<|audio|>low?", audio=noise(9_000))
+    for settings in (
+        {"prefill_chunk_size": 3},
+        {"generation_config": GenerationConfig(prefill_chunk_size=3)},
+    ):
+        with pytest.raises(ValueError, match=r"^prefill_chunk_size: prompts reach .*; leave it out$"):
+            model.generate(**inputs, max_new_tokens=2, **settings)
+    with pytest.raises(
+        ValueError, match=r"^torch\.jit\.trace: the model reads the lengths of clips on the host"
+    ):
+        torch.jit.trace(model, example_kwarg_inputs=dict(inputs))
+
+
+def test_attention_weights_are_those_of_the_decoder_under_eager(plain):
+    processor, model = plain
+    inputs = processor(text="<|audio|>low?", audio=noise(9_000))
+    model.set_attn_implementation("eager")
+    attentions = model(**inputs, output_attentions=True).attentions
+    tokens = inputs["input_ids"].shape[1]
+    assert [tuple(weights.shape) for weights in attentions] == 3 * [(1, 4, tokens, tokens)]
+    torch.testing.assert_close(attentions[0].sum(-1), torch.ones(1, 4, tokens))
 
 
 def test_a_table_of_another_size_is_stored_and_loaded(plain, tmp_path):

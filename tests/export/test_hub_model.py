@@ -84,8 +84,11 @@ def test_attention_may_be_named(whisper):
     plain = load_model(whisper)
     assert plain.config._attn_implementation == "sdpa"
     assert torch.equal(frames_of(load_model(whisper, attn_implementation="sdpa")), frames_of(plain))
-    with pytest.raises(ValueError, match=r"attn_implementation: eager is not available: .* use sdpa$"):
-        load_model(whisper, attn_implementation="eager")
+    for settings in ({"attn_implementation": "eager"}, {"output_attentions": True}):  # which asks for eager
+        with pytest.raises(
+            ValueError, match=r"eager is not available: .* use sdpa, without output_attentions$"
+        ):
+            load_model(whisper, **settings)
 
 
 def gradients(model: torch.nn.Module) -> dict[str, Tensor]:
@@ -132,7 +135,7 @@ def test_layers_run_twice_with_gradient_checkpointing(whisper):
 
 def test_an_encoder_whose_layers_cannot_recompute_says_so(tmp_path):
     model = load_model(write_folder(single("encodec", tmp_path), tmp_path / "exported"))
-    with pytest.raises(ValueError, match="gradient checkpointing: CodecAudioEncoder cannot"):
+    with pytest.raises(ValueError, match="checkpointing: an encoder of the model type encodec cannot"):
         model.gradient_checkpointing_enable()
 
 
@@ -203,6 +206,25 @@ def test_a_graph_of_padded_clips(whisper):
     torch.testing.assert_close(pooled, wanted.pooler_output, atol=2e-5, rtol=1e-4)
     assert torch.equal(mask[:, :29], wanted.frame_mask)
     assert not mask[:, 29:].any()
+
+
+def test_graphs_that_cannot_be_made_are_one_sentence(whisper):
+    model = load_model(whisper)
+    why = (
+        "the encoder reads the lengths of clips on the host, and a graph would keep those of its example; use "
+        "torch.export.export(model.make_padded(), ...)"
+    )
+    for attempt, sentence in (
+        (lambda: torch.jit.trace(model, CLIP[None]), f"torch.jit.trace: {why}"),
+        (lambda: torch.export.export(model, (CLIP[None],)), f"torch.export: {why}"),
+        (
+            lambda: torch.jit.trace(model.make_padded(), (CLIP[None], torch.ones(1, len(CLIP)))),
+            "torch.jit.trace: it cannot follow this module; use torch.export.export",
+        ),
+    ):
+        with pytest.raises(ValueError, match=re.escape(sentence) + "$"):
+            attempt()
+    assert frames_of(model).shape == (29, 32)
 
 
 # -- inputs -------------------------------------------------------------------------------------------------------

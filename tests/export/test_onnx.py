@@ -168,7 +168,9 @@ def test_a_file_has_a_mask_where_padding_does_not_change_the_frames(tmp_path, ki
 def test_families_whose_frames_are_not_the_modules_output_are_refused_without_their_weights(tmp_path, kind):
     save_miniature(kind, tmp_path)
     (tmp_path / "model.safetensors").unlink()
-    with pytest.raises(UserError, match=r"AudioEncoder cannot be exported, because .*; use --to hf"):
+    with pytest.raises(
+        UserError, match=r"encoders of the model type \S+ cannot be exported, because .*; use --to hf"
+    ):
         find_stock_module(sketch_model(parse_model_spec(str(tmp_path))))
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import tiny_qwen, tiny_whisper
+from export.test_hf import single
 from helpers.ultravox_reference import UltravoxReference
 from safetensors.torch import load_file
 from transformers import (
@@ -27,7 +28,13 @@ from uniaudio.export.chat_template import make_chat_template
 from uniaudio.export.hf import make_noise
 from uniaudio.export.logit_comparison import compare_stock_model, compute_prompt_logits, make_trial_clips
 from uniaudio.export.stock_formats import STOCK_FORMATS
-from uniaudio.export.stock_model import enlarge_table, refuse_encoder, write_stock_model
+from uniaudio.export.stock_model import (
+    enlarge_table,
+    refuse_encoder,
+    require_fitting_parts,
+    write_stock_model,
+)
+from uniaudio.model.adapters.stack import StackAdapter
 from uniaudio.model.adapters.stock_projectors import make_stock_projector
 from uniaudio.model.audio_lm import AudioLM
 from uniaudio.model.decoder import TextDecoder
@@ -238,6 +245,16 @@ def test_every_stock_format_is_a_target_and_names_what_it_cannot_hold(chat_token
         UserError, match="feed-forward layers are 128 wide, but the format needs four times 64"
     ):
         refuse_encoder(narrow, "voxtral", STOCK_FORMATS["voxtral"])
+    with pytest.raises(
+        UserError, match="one Whisper-shaped encoder, but the model has wavlm; use --to hf-lm"
+    ):
+        refuse_encoder(single("wavlm", tmp_path), "voxtral", STOCK_FORMATS["voxtral"])
+    encoder = WhisperAudioEncoder(tiny_whisper())
+    model = AudioLM(encoder, StackAdapter(32, 50.0, 24), TextDecoder(tiny_qwen(len(chat_tokenizer))))
+    with pytest.raises(
+        UserError, match=r"adapter\.kind ultravox, but the model has that of stack; use --to hf-lm"
+    ):
+        require_fitting_parts(model, STOCK_FORMATS["ultravox"], "ultravox")
     for name, exact, other in (
         ("voxtral", {"tail_frames": 1500, "keep_tail": True}, {"pad_to": 30.0}),
         ("ultravox", {}, {"masked_padding": True}),

@@ -32,6 +32,14 @@ def construct_plainly() -> Iterator[None]:
         torch.set_default_dtype(kind)
 
 
+def find_graph_tool() -> str | None:
+    """Return what is making one graph of a forward pass, None where nothing is."""
+    if torch.jit.is_tracing():
+        return "torch.jit.trace"
+    is_exporting = getattr(torch.compiler, "is_exporting", None)  # which older releases do not have
+    return "torch.export" if is_exporting is not None and is_exporting() else None
+
+
 def copy_constants(module: nn.Module) -> dict[str, Tensor]:
     """Return copies of the buffers, by name, that are computed and not stored."""
     stored = module.state_dict()

@@ -13,7 +13,7 @@ from transformers import (
     GenerationMixin,
 )
 
-from uniaudio.export.hub_base import RebuiltModel, construct_plainly, copy_constants
+from uniaudio.export.hub_base import RebuiltModel, construct_plainly, copy_constants, find_graph_tool
 from uniaudio.export.hub_lm_config import UniaudioLMConfig
 from uniaudio.export.hub_processor import ClipsProcessor
 from uniaudio.model.adapters.base import Adapter
@@ -199,7 +199,15 @@ class UniaudioForCausalLM(RebuiltModel, GenerationMixin):
             input_ids: ``[B, T]``, ``audio_token_id`` in the places of audio tokens, from the processor.
             input_values: ``[C, S]`` padded waveforms at 16 kHz, in the order of their places. audio_lengths: ``[C]``.
             labels: ``[B, T]``, -100 where nothing is learned; places of audio are none.
+
+        Raises:
+            ValueError: when there are other places for audio than audio tokens, and where a graph is made of it.
         """
+        if (tool := find_graph_tool()) is not None:
+            raise ValueError(
+                f"{tool}: the model reads the lengths of clips on the host, and a graph would keep those of its "
+                "example; call the model itself"
+            )
         if inputs_embeds is None:
             assert input_ids is not None
             inputs_embeds = self.embed(input_ids, attention_mask, input_values, audio_lengths)
@@ -228,7 +236,16 @@ class UniaudioForCausalLM(RebuiltModel, GenerationMixin):
 
         Args:
             settings: those of the language model's ``generate``, such as ``max_new_tokens``.
+
+        Raises:
+            ValueError: when there are other places for audio than audio tokens, and for ``prefill_chunk_size``.
         """
+        stated = settings.get("generation_config") or self.generation_config
+        if settings.get("prefill_chunk_size") or getattr(stated, "prefill_chunk_size", None):
+            raise ValueError(
+                "prefill_chunk_size: prompts reach the language model as embeddings of text and audio, and "
+                "transformers divides only token ids; leave it out"
+            )
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
         embeds = self.embed(input_ids, attention_mask, input_values, audio_lengths)

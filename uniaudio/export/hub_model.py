@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from transformers.modeling_outputs import SequenceClassifierOutput
 from transformers.utils import ModelOutput
 
-from uniaudio.export.hub_base import RebuiltModel, construct_plainly, copy_constants
+from uniaudio.export.hub_base import RebuiltModel, construct_plainly, copy_constants, find_graph_tool
 from uniaudio.export.hub_config import UniaudioConfig
 from uniaudio.export.hub_inputs import pack_waveforms
 from uniaudio.model.encoders.base import AudioEncoder
@@ -55,8 +55,10 @@ class PaddedModel(nn.Module):
                 every clip has one at least, and padding comes after them.
 
         Raises:
-            ValueError: for encoders that have no such graph.
+            ValueError: for encoders that have no such graph, and under ``torch.jit.trace``.
         """
+        if torch.jit.is_tracing():
+            raise ValueError("torch.jit.trace: it cannot follow this module; use torch.export.export")
         real = attention_mask.bool()
         frames, counts = self.encoder.forward_padded(input_values.float() * real, real.sum(1))
         mask = torch.arange(frames.shape[1], device=frames.device) < counts[:, None]
@@ -83,7 +85,7 @@ class UniaudioModel(RebuiltModel):
             raise ValueError(
                 f"attn_implementation: {config._attn_implementation} is not available: packed clips "
                 "use scaled_dot_product_attention (sdpa), which returns no attention weights; use "
-                "sdpa"
+                "sdpa, without output_attentions"
             )
         super().__init__(config)
         with construct_plainly():
@@ -105,7 +107,8 @@ class UniaudioModel(RebuiltModel):
         """
         if enable and not self.encoder.can_recompute():
             raise ValueError(
-                f"gradient checkpointing: {type(self.encoder).__name__} cannot recompute its layers"
+                f"gradient checkpointing: an encoder of the model type {self.encoder.model_type} cannot recompute its "
+                "layers"
             )
         self.recompute_encoder(enable)
         self.gradient_checkpointing = enable
@@ -159,8 +162,14 @@ class UniaudioModel(RebuiltModel):
             others: arguments of other models, which libraries pass as None.
 
         Raises:
-            ValueError: for waveforms that ``pack_waveforms`` refuses, and arguments that mean nothing here.
+            ValueError: for waveforms that ``pack_waveforms`` refuses, arguments that mean nothing here, and where a
+                graph is made of it.
         """
+        if (tool := find_graph_tool()) is not None:
+            raise ValueError(
+                f"{tool}: the encoder reads the lengths of clips on the host, and a graph would keep those of its "
+                "example; use torch.export.export(model.make_padded(), ...)"
+            )
         if unknown := [name for name, value in others.items() if value is not None and value is not False]:
             raise ValueError(
                 f"{unknown[0]}: the encoder has no such argument; it takes input_values with attention_mask or "

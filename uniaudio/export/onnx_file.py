@@ -97,8 +97,8 @@ def find_stock_module(encoder: AudioEncoder) -> StockModule:
     if isinstance(encoder, FusedEncoder | MoweEncoder):
         raise UserError(FUSED)
     raise UserError(
-        f"--to onnx: {type(encoder).__name__} cannot be exported, because its frames are not the output of a module of "
-        "transformers but computed from it; use --to hf"
+        f"--to onnx: encoders of the model type {encoder.model_type} cannot be exported, because their frames are not "
+        "the output of a module of transformers but computed from it; use --to hf"
     )
 
 

@@ -31,7 +31,7 @@ from uniaudio.export.hf import HEADER
 from uniaudio.export.hub_processor import WindowsProcessor
 from uniaudio.export.source_code import flatten_modules, flatten_name
 from uniaudio.export.stock_formats import StockFormat
-from uniaudio.model.adapters.stock_projectors import OneLinear, RMSNormSwiGLU, StockProjector
+from uniaudio.model.adapters.stock_projectors import StockProjector
 from uniaudio.model.audio_lm import AudioLM
 from uniaudio.model.encoders.whisper import WhisperAudioEncoder
 from uniaudio.outputs import apply_umask
@@ -51,11 +51,10 @@ def require_fitting_parts(
     encoder, adapter = model.encoder, model.adapter
     refuse_encoder(encoder, name, target)
     assert isinstance(encoder, WhisperAudioEncoder)
-    kind = find_projector_kind(adapter) if isinstance(adapter, StockProjector) else type(adapter).__name__
-    if not isinstance(adapter, StockProjector) or kind != target.adapter:
+    if not isinstance(adapter, StockProjector) or adapter.kind != target.adapter:
         raise UserError(
             f"--to {name}: the format has the projector of adapter.kind {target.adapter}, but the "
-            f"model has {kind}; use --to hf-lm"
+            f"model has that of {adapter.inner.kind}; use --to hf-lm"
         )
     lm = model.decoder.lm
     head = lm.get_output_embeddings()
@@ -81,25 +80,16 @@ def require_fitting_parts(
     return encoder, adapter
 
 
-def find_projector_kind(adapter: StockProjector) -> str:
-    """Return the ``adapter.kind`` that a config makes a projector with."""
-    if isinstance(adapter.projector, OneLinear):
-        return "qwen2_audio"
-    if isinstance(adapter.projector, RMSNormSwiGLU):
-        return "ultravox"
-    return "audio_flamingo3" if adapter.begin is None else "voxtral"
-
-
 def refuse_encoder(encoder: Any, name: str, target: StockFormat) -> None:
     """Refuse an encoder that is no Whisper-shaped one, or that the format has no room for.
 
     Raises:
-        UserError: naming its class, or its width.
+        UserError: naming its model type, or its width.
     """
     if type(encoder) is not WhisperAudioEncoder:
         raise UserError(
-            f"--to {name}: the format has one Whisper-shaped encoder, but the run has "
-            f"{type(encoder).__name__}; use --to hf-lm"
+            f"--to {name}: the format has one Whisper-shaped encoder, but the model has "
+            f"{encoder.model_type}; use --to hf-lm"
         )
     if misfit := target.explain_misfit(encoder):
         raise UserError(f"--to {name}: the encoder does not fit, {misfit}; use --to hf-lm")

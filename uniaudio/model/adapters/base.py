@@ -16,8 +16,10 @@ class Adapter(InitArgsModule):
         encoder_layers: hidden states of the encoder that it reads beside the frames, as a second argument.
         decoder_layers: layers of the decoder behind which its features are added; then ``forward`` returns wide rows,
             see ``DepthInjection``.
+        kind: the ``adapter.kind`` of a config that makes it; empty for what is around another adapter.
     """
 
+    kind: str = ""
     encoder_layers: tuple[int, ...] = ()
     decoder_layers: tuple[int, ...] = ()
 

@@ -22,6 +22,8 @@ class ConvAdapter(Adapter):
         UserError: when the frame rate is not the rate times a power of two, or the kernel is even.
     """
 
+    kind = "conv"
+
     def __init__(
         self,
         encoder_dim: int,

@@ -18,6 +18,8 @@ class TokensAdapter(Adapter):
     ``tokens * stack`` frames that is plain stacking.
     """
 
+    kind = "tokens"
+
     def __init__(
         self,
         encoder_dim: int,

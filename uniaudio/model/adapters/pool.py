@@ -17,6 +17,8 @@ class PoolAdapter(GroupingAdapter):
         UserError: when the rate does not divide the frame rate.
     """
 
+    kind = "pool"
+
     def __init__(
         self,
         encoder_dim: int,

@@ -95,6 +95,7 @@ class QueryAdapter(Adapter):
         dim = hidden or encoder_dim
         if dim % heads:
             raise UserError(f"adapter.heads: {heads} does not divide the width {dim}")
+        self.kind = "perceiver" if window_seconds is None else "qformer"
         self.window = None if window_seconds is None else round(window_seconds * frame_rate)
         if self.window == 0:
             raise UserError(

@@ -38,6 +38,8 @@ class FrameStacker(GroupingAdapter):
 class StackAdapter(FrameStacker):
     """Stacked frames, then LayerNorm and a two-layer GELU MLP."""
 
+    kind = "stack"
+
     def __init__(
         self,
         encoder_dim: int,
@@ -64,6 +66,8 @@ class StackAdapter(FrameStacker):
 
 class LinearAdapter(FrameStacker):
     """Stacked frames through one linear map: the projector of XARES-LLM, where each frame is a token."""
+
+    kind = "linear"
 
     def __init__(self, encoder_dim: int, frame_rate: float, decoder_dim: int, rate: float = 12.5) -> None:
         super().__init__(frame_rate, rate)

@@ -47,6 +47,7 @@ class StockProjector(Adapter):
     ) -> None:
         super().__init__()
         self.projector = projector
+        self.kind = name_projector_kind(projector, begin)
         self.stack, self.piece = stack, piece
         for name, wanted in (("begin", begin), ("end", end)):
             mark = nn.Parameter(torch.randn(1, decoder_dim) * INITIAL_MARK) if wanted else None
@@ -128,6 +129,15 @@ class RMSNormSwiGLU(InitArgsModule):
         """Map stacked frames to tokens."""
         value, gate = self.linear_1(self.ln_pre(frames)).chunk(2, dim=-1)
         return self.linear_2(self.ln_mid(F.silu(gate) * value))
+
+
+def name_projector_kind(projector: nn.Module, begin: bool) -> str:
+    """Return the ``adapter.kind`` that makes a projector, with a mark before a clip's tokens or without."""
+    if isinstance(projector, OneLinear):
+        return "qwen2_audio"
+    if isinstance(projector, RMSNormSwiGLU):
+        return "ultravox"
+    return "voxtral" if begin else "audio_flamingo3"
 
 
 def check_frame_rate(kind: str, frame_rate: float, wanted: float) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from uniaudio.model.init_args import InitArgsModule
+from uniaudio.model.init_args import InitArgsModule, Stock
 from uniaudio.ragged import Ragged
 from uniaudio.types import Encoded
 
@@ -32,6 +32,13 @@ class AudioEncoder(InitArgsModule):
     recomputes: bool = False
     layer_dims: tuple[int, ...]
     fixed_parameters: Sequence[str] = ()
+
+    @property
+    def model_type(self) -> str:
+        """The model type of the stock model that it is made of, several of a fused encoder; else the class."""
+        given = [each.made_with for each in self.modules() if isinstance(each, InitArgsModule)]
+        stock = [value for values in given for value in values.values() if isinstance(value, Stock)]
+        return ", ".join(dict.fromkeys(one.config.model_type for one in stock)) or type(self).__name__
 
     def keep_fixed_parameters(self) -> None:
         """Take the parameters that have no gradient now, as the family made them, for those that are never trained."""
