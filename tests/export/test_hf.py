@@ -14,7 +14,7 @@ from helpers.checkpoints import MINIATURES, save_miniature
 from helpers.files import assert_same_files
 from pydantic import TypeAdapter
 from safetensors.torch import load_file, save_file
-from transformers import AutoModel, Wav2Vec2FeatureExtractor, WhisperFeatureExtractor
+from transformers import AutoModel, PreTrainedModel, Wav2Vec2FeatureExtractor, WhisperFeatureExtractor
 from transformers.models.audio_spectrogram_transformer import modeling_audio_spectrogram_transformer
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
@@ -199,6 +199,32 @@ def test_an_entry_of_the_challenge_under_transformers_4(tmp_path, transformers_4
     assert result["frames"] == [encoder.num_frames(n) for n in LENGTHS]
     assert result["mask"] == "torch.int64"
     assert not result["training"]  # after the suite's trainer said train()
+
+
+def test_it_is_loaded_inside_another_model_that_is_being_loaded(tmp_path, monkeypatch):
+    """transformers 4 makes no difference then between the two: all tensors are on the device ``meta``, where the values
+    of the outer model's file come to them later. transformers 5 refuses such loading itself.
+    """
+    encoder = single("whisper", tmp_path)
+    write_hf(encoder, tmp_path / "out", {})
+    load_outside = PreTrainedModel.from_pretrained.__func__
+
+    def load_inside(cls, *args, **kwargs):
+        kwargs.pop("device_map", None)
+        loaded, loading = load_outside(cls, *args, **kwargs)
+        return loaded.to("meta"), loading
+
+    monkeypatch.setattr(PreTrainedModel, "from_pretrained", classmethod(load_inside))
+    model = AutoModel.from_pretrained(tmp_path / "out", trust_remote_code=True)
+    assert {tensor.device.type for tensor in model.state_dict().values()} == {"meta"}
+    model.to_empty(device="cpu").load_state_dict(load_file(tmp_path / "out" / "model.safetensors"))
+    audio = make_noise((9_000,))
+    with torch.no_grad():
+        frames = model(audio.values[None]).last_hidden_state[0]
+        assert torch.equal(frames, encoder(audio).frames.values)
+    # with a device_map, nobody brings values
+    with pytest.raises(ValueError, match="device_map: the encoder is to be offloaded"):
+        AutoModel.from_pretrained(tmp_path / "out", trust_remote_code=True, device_map={"": "meta"})
 
 
 def test_tensors_of_another_model_are_refused(tmp_path):

@@ -18,8 +18,13 @@ class Float32Constants(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         for name, buffer in self._buffers.items():
-            if buffer is not None:
-                self._buffers[name] = buffer.to(fn(buffer[:0]).device)
+            if buffer is None:
+                continue
+            device = fn(buffer[:0]).device
+            # ``to_empty`` moves buffers without values, for its caller to fill
+            self._buffers[name] = (
+                torch.empty_like(buffer, device=device) if buffer.is_meta else buffer.to(device)
+            )
         return self
 
 
