@@ -1,15 +1,17 @@
 """Frames on disk and clips that bring them along; writers are killed and meet each other in real processes."""
 
+import errno
 import os
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
 
-from uniaudio.feature_cache import Clips, FeatureStore, clip_key, look_up_frames, read_cached
+from uniaudio.feature_cache import Clips, FeatureStore, clip_key, look_up_frames, read_cached, write_cached
 from uniaudio.ragged import Ragged
 
 # writes the frames of clips "000...", "001...", ... without an end; a clip's frames hold its number
@@ -43,6 +45,16 @@ def test_frames_come_back_bit_by_bit(cache):
     assert FeatureStore("another").read("ab12") is None
     assert [file.name for file in cache.glob("*/*/*")] == ["ab12.safetensors"]
     assert (cache / "an_encoder" / "ab" / "ab12.safetensors").stat().st_mode & 0o044 == 0o044 & ~umask()
+
+
+def test_a_file_that_cannot_be_written_leaves_nothing_behind(cache, monkeypatch):
+    def refuse(self, target):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "replace", refuse)
+    with pytest.raises(OSError, match="No space left"):
+        write_cached(cache / "a" / "b.safetensors", {"x": torch.zeros(2)})
+    assert not list((cache / "a").iterdir())
 
 
 def umask():

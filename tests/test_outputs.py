@@ -8,13 +8,22 @@ from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 from safetensors.torch import save_file
 
 from uniaudio import outputs
+from uniaudio.checks.cache_settings import describe_unusable_cache
 from uniaudio.cli import main
+from uniaudio.commands import check as checking
+from uniaudio.commands import launch as launching
+from uniaudio.commands import train as training
+from uniaudio.commands import tune_batch
+from uniaudio.config.decoder import MiniatureConfig
 from uniaudio.config.run_files import load_run
 from uniaudio.errors import UserError
 from uniaudio.outputs import apply_umask, check_output_file, check_output_folder
+from uniaudio.tiny import text_lm
+from uniaudio.tiny.run_assets import ensure_parts
 from uniaudio.train.run_lock import hold_run_folder
 
 
@@ -57,6 +66,53 @@ def test_a_folder_that_cannot_be_written_is_one_sentence_and_nothing_changes(tmp
         pass
 
 
+@pytest.mark.usefixtures("fresh_accelerate")
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_run_folder_is_tried_before_anything_is_read(tone_run, tmp_path, kind, monkeypatch):
+    run = load_run(tone_run).model_copy(update={"output_dir": str(places(tmp_path)[kind])})
+    for module, later in (
+        (checking, "check_encoder_sizes"),
+        (training, "load_stage_recipes"),
+        (launching, "run_launcher"),
+    ):
+        monkeypatch.setattr(module, later, None)
+    for attempt in (
+        lambda: checking.check_run(run, Console(quiet=True)),
+        lambda: training.run_training(run, None),
+        lambda: training.run_training(run, "auto"),
+        lambda: launching.launch_training("single", run, [], 1, launching.Machines()),
+    ):
+        with pytest.raises(UserError, match=r"^output_dir: .* cannot be written \("):
+            attempt()
+
+
+def test_a_run_folder_is_tried_before_the_largest_batch_is_searched(tone_run, tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(tune_batch, "tune_overrides", None)
+    with pytest.raises(SystemExit) as left:
+        main(["train", str(tone_run), f"output_dir={tmp_path}/file/run", "--tune-batch"])
+    assert left.value.code == 2
+    assert f"output_dir: {tmp_path}/file/run cannot be written" in capsys.readouterr().err
+
+
+def test_a_cache_that_cannot_be_written_is_named_before_anything_slow(tone_run, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("UNIAUDIO_CACHE", str(tmp_path / "file" / "cache"))
+    monkeypatch.setattr(text_lm, "train_text_lm", None)
+    for write in (lambda: text_lm.build_miniature_decoder(MiniatureConfig(), []), ensure_parts):
+        with pytest.raises(
+            UserError, match=r"^UNIAUDIO_CACHE: .*/file/cache/miniature.* cannot be written \("
+        ):
+            write()
+    cached = ["encoders.whisper.train=frozen", "encoders.whisper.cache=true"]
+    for overrides in (cached, ["decoder={miniature: {}}"]):
+        (sentence,) = describe_unusable_cache(load_run(tone_run, overrides))
+        assert sentence.startswith(f"UNIAUDIO_CACHE: {tmp_path}/file/cache cannot be written (")
+    assert describe_unusable_cache(load_run(tone_run)) == []
+    monkeypatch.setenv("UNIAUDIO_CACHE", str(tmp_path / "cache"))
+    assert describe_unusable_cache(load_run(tone_run, cached)) == []
+
+
 def test_a_file_is_tried_too_and_one_that_exists_stays(tmp_path, read_only):
     with pytest.raises(UserError, match="Read-only file system"):
         check_output_folder(tmp_path / "new", "--out")
@@ -82,6 +138,7 @@ def test_what_can_be_written_is_left_as_it_was(tmp_path, monkeypatch):
     [
         ["probe", "nothing", "--data", "a=b", "--out"],
         ["eval", "nothing", "--out"],
+        ["eval", "nothing", "--answers"],
         ["embed", "nothing", "clip.wav", "-o"],
         ["export", "nothing"],
         ["report", "nothing", "-o"],

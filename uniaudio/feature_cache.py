@@ -58,12 +58,20 @@ def read_cached(file: Path) -> dict[str, Tensor] | None:
 
 
 def write_cached(file: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write tensors so that the file appears whole or not at all, whoever else writes the same."""
+    """Write tensors so that the file appears whole or not at all, whoever else writes the same.
+
+    Raises:
+        OSError: when they cannot be written.
+    """
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_name(f"{file.name}.{uuid.uuid4().hex}")
-    # not by `save_file`, which lets nobody but its user read the file
-    partial.write_bytes(save({name: tensor.contiguous() for name, tensor in tensors.items()}))
-    partial.replace(file)
+    try:
+        # not by `save_file`, which lets nobody but its user read the file
+        partial.write_bytes(save({name: tensor.contiguous() for name, tensor in tensors.items()}))
+        partial.replace(file)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
 
 
 @dataclass(frozen=True)

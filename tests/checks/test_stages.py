@@ -10,12 +10,16 @@ from rich.console import Console
 from uniaudio.build import model as models
 from uniaudio.build import stage_data
 from uniaudio.build.model import load_model
+from uniaudio.checks.stages import describe_unreached_stages, sketch_stages
 from uniaudio.commands import train as training
+from uniaudio.commands import tune_batch
 from uniaudio.commands.check import check_run
+from uniaudio.commands.plan import show_plan
 from uniaudio.commands.train import check_later_stages, run_training
 from uniaudio.config.run_files import load_run
 from uniaudio.config.strict_yaml import dump_yaml
 from uniaudio.errors import UserError
+from uniaudio.estimate.gpus import Machine
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerate")
 
@@ -122,6 +126,62 @@ def test_the_first_stage_has_no_recipe_before_it(recipes):
         UserError, match=r"stages\.one\.continual\.ewc\.recipe: the first stage has no previous stage"
     ):
         check_run(run, Console(quiet=True))
+
+
+ALL_PARTS = {"^encoder": "frozen", "^adapter": "frozen"}
+
+
+@pytest.mark.parametrize(
+    ("modes", "decoder"),
+    [({".": "frozen"}, {}), (ALL_PARTS, {"miniature": {}}), ({".": "frozen"}, {"train": "lora"})],
+)
+def test_a_stage_that_trains_nothing_is_named_before_any_model_is_loaded(
+    recipes, modes, decoder, monkeypatch
+):
+    for module, slow in (
+        (training, "build_model"),
+        (training, "train_miniature"),
+        (tune_batch, "measure_peak_in_child"),
+    ):
+        monkeypatch.setattr(module, slow, None)
+    overrides = [f"decoder.{key}={json.dumps(value)}" for key, value in decoder.items()]
+    run, quiet = config(recipes, {"train": modes}, *overrides), Console(quiet=True)
+    attempts = [
+        lambda: run_training(run, None),
+        lambda: check_run(run, quiet),
+        lambda: show_plan(run, Machine(1), None, quiet),
+    ]
+    if "train" not in decoder:  # what it has of a decoder is its `train`
+        stages = json.dumps([STAGE | {"name": "two", "train": modes}])
+        attempts.append(
+            lambda: tune_batch.tune_batch(
+                str(recipes), [f"stages={stages}", *overrides], None, 9, console=quiet
+            )
+        )
+    frozen = ", ".join(f"'{pattern}'" for pattern in modes)
+    for attempt in attempts:
+        with pytest.raises(UserError) as output:
+            attempt()
+        assert str(output.value) == (
+            f"stage two: nothing is trained, because stages.two.train sets {frozen} to frozen; add what is to be "
+            "trained behind that, such as '^adapter': full, or leave it out"
+        )
+    assert not (recipes.parent / "out").exists()
+
+
+def test_a_stage_may_train_the_decoder_alone(recipes):
+    run = config(recipes, {"train": ALL_PARTS}, "decoder.train=lora")
+    check_run(run, Console(quiet=True))
+    assert sketch_stages(run)[1].keys() == {"whisper"}
+    assert sketch_stages(run)[1]["whisper"] == 0
+
+
+def test_stages_that_the_cap_leaves_out_are_named(recipes, capsys):
+    check_run(config(recipes, {}, "train.max_steps=2"), Console(width=200))
+    sentence = "stage two is never trained: train.max_steps is 2, and the stages before it have 2 steps"
+    assert sentence in capsys.readouterr().out
+    assert describe_unreached_stages(config(recipes, {}, "train.max_steps=3")) == []
+    assert describe_unreached_stages(config(recipes, {})) == []
 
 
 @pytest.mark.parametrize(

@@ -109,7 +109,9 @@ def test_a_rate_for_nothing_that_is_trained_is_refused(tone_run, stage, pattern)
 
 def test_a_stage_that_trains_nothing_is_refused(tone_run):
     model, config, stage = opened(tone_run, {"train": {".": "frozen"}})
-    with pytest.raises(UserError, match="stage one: nothing is trained; set `train: full` or `lora`"):
+    with pytest.raises(
+        UserError, match=r"stage one: nothing is trained, because stages\.one\.train sets '\.'"
+    ):
         build_optimizer(model, config, stage, CPU)
 
 

@@ -7,11 +7,13 @@ from collections.abc import Mapping
 import torch
 
 from uniaudio.build.model import load_stage_recipes
+from uniaudio.config.path_variables import CACHE_VARIABLE, get_cache_root
 from uniaudio.config.run import RunConfig
 from uniaudio.config.stages import Mode
 from uniaudio.errors import UserError
 from uniaudio.model.cached_encoder import find_cached_parts, has_cache
 from uniaudio.model.encoders.base import AudioEncoder
+from uniaudio.outputs import check_output_folder
 from uniaudio.train.trainable import choose_modes
 from uniaudio.units import SECONDS_PER_HOUR
 
@@ -48,6 +50,20 @@ def refuse_useless_caches(config: RunConfig, usual: Mapping[str, Mode]) -> None:
                     f"of {changed[0]} (recipe {recipes[index].name}), so the same frames never "
                     "occur again; leave out `augment` or `cache`"
                 )
+
+
+def describe_unusable_cache(config: RunConfig) -> list[str]:
+    """Return a sentence where a run keeps frames or a miniature decoder and the cache cannot be written.
+
+    It is no mistake where all is in the cache already, such as in one that others share.
+    """
+    if not has_cache(config) and config.decoder.miniature is None:
+        return []
+    try:
+        check_output_folder(get_cache_root(), CACHE_VARIABLE)
+    except UserError as problem:
+        return [str(problem)]
+    return []
 
 
 def list_frozen_stages(config: RunConfig, usual: Mapping[str, Mode], name: str) -> list[int]:

@@ -23,7 +23,13 @@ from uniaudio.evaluate.metrics.text_metrics import require_metric
 from uniaudio.model.lora import strip_lora_name
 from uniaudio.model.whisper_decoder import LinearBridge
 from uniaudio.train.optim import component_of
-from uniaudio.train.trainable import TrainableParameters, choose_modes, enter_stage, refuse_nothing
+from uniaudio.train.trainable import (
+    TrainableParameters,
+    choose_modes,
+    enter_stage,
+    explain_nothing_trained,
+    refuse_nothing,
+)
 
 ANY_WIDTH = 8  # of a decoder; names do not depend on it
 
@@ -36,8 +42,8 @@ def sketch_stages(config: RunConfig) -> list[dict[str, int]]:
         checkpoint.
 
     Raises:
-        UserError: for expressions that match nothing of encoder or adapter, as far as they begin with one of them, see
-            ``check_stage_names``, and for feature caches that no stage could use.
+        UserError: for expressions that match nothing of encoder or adapter, as far as they begin with one of them, and
+            for stages that train nothing, see ``check_stage_names``; for feature caches that no stage could use.
     """
     encoder = sketch_encoder(config)
     if encoder is None:
@@ -122,15 +128,29 @@ def check_stage_names(config: RunConfig, names: ParameterNames) -> None:
             if mode == "lora" and name in names.linear
             for factor in name_low_rank_factors(name)
         ]
-        if not trained and not names.parts:
-            raise UserError(
-                f"stage {stage.name}: nothing is trained; set `train: full` or `lora` for an encoder or in the stage"
-            )
+        is_decoder_known = not names.parts or config.decoder.train == "frozen"
+        if not trained and is_decoder_known:
+            raise UserError(explain_nothing_trained(stage))
         for pattern in stage.lr:
             if names.is_covered(pattern):
                 matched = [name for name in trained if re.search(pattern, name)]
                 refuse_nothing(matched, trained, f"{where}.lr", pattern)
         check_anchors(stage, index, full, names)
+
+
+def describe_unreached_stages(config: RunConfig) -> list[str]:
+    """Return a sentence for every stage before which ``train.max_steps`` ends the run."""
+    most, before, notes = config.train.max_steps, 0, []
+    for stage in config.stages:
+        if most is not None and before >= most:
+            notes.append(
+                f"stage {stage.name} is never trained: train.max_steps is {most}, and the stages before it have "
+                f"{before} steps"
+            )
+        if stage.steps is None:
+            break
+        before += stage.steps
+    return notes
 
 
 def name_low_rank_factors(weight: str) -> tuple[str, str]:

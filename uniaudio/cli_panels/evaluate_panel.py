@@ -77,7 +77,11 @@ def evaluate(
         typer.Option(help="Most rows of each set; default: as in the recipe or config, else all.", min=1),
     ] = None,
     answers: Annotated[
-        Path | None, typer.Option(help="Folder for the answers as JSON Lines, for other scoring tools.")
+        Path | None,
+        typer.Option(
+            help="Folder for the answers as JSON Lines, for other scoring tools.",
+            callback=check_folder_option,
+        ),
     ] = None,
     protocol: Annotated[str, typer.Option(help="Scoring: own, or xares-llm.")] = "own",
     labels: Annotated[bool, typer.Option(help="Also score the labels of closed sets by likelihood.")] = True,

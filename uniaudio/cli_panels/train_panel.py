@@ -59,16 +59,18 @@ def train(
 
             stack.enter_context(watch_other_hosts())  # before the imports that may fail on one machine alone
             from uniaudio.build.run_config import open_run
-            from uniaudio.commands.train import run_training
+            from uniaudio.commands.train import check_run_folder, run_training
             from uniaudio.config.trust import Trust
 
         check_resume_option(resume)
         overrides, trust = overrides or [], Trust(trust_remote_code, allow_code)
+        run = open_run(config, overrides, trust)
         if tune_batch:
             from uniaudio.commands.tune_batch import tune_overrides
 
-            overrides = tune_overrides(config, overrides, trust)
-        code = run_training(open_run(config, overrides, trust), resume)
+            check_run_folder(run, resume)  # before the search, which takes minutes
+            run = open_run(config, tune_overrides(config, overrides, trust), trust)
+        code = run_training(run, resume)
     raise typer.Exit(code)
 
 

@@ -18,7 +18,7 @@ from uniaudio.build.encoders import EncoderHolder, is_run
 from uniaudio.build.model import load_stage_recipes, read_decoder_config
 from uniaudio.build.regression_guard import check_guarded_sets
 from uniaudio.checks.all_rows import build_rows_table, describe_problems, read_all_rows, refuse_many_unusable
-from uniaudio.checks.cache_settings import describe_cache_sizes
+from uniaudio.checks.cache_settings import describe_cache_sizes, describe_unusable_cache
 from uniaudio.checks.decoder import SketchedDecoder, check_questions, sketch_decoder
 from uniaudio.checks.first_rows import QUESTION, TOKENS_PER_WORD, CheckedEntry, check_entry
 from uniaudio.checks.stages import (
@@ -26,6 +26,7 @@ from uniaudio.checks.stages import (
     check_budget,
     check_stage_names,
     check_stage_rows,
+    describe_unreached_stages,
     sketch_parts,
     sketch_stages,
 )
@@ -40,6 +41,7 @@ from uniaudio.estimate.fake_model import build_meta_decoder
 from uniaudio.hub_client import HubUnreachableError
 from uniaudio.model.encoders.base import AudioEncoder
 from uniaudio.model.model_files import fetch_model_config, read_model_config, read_stock_config
+from uniaudio.outputs import check_output_folder
 from uniaudio.train.optim import component_of
 
 TOKENS_PER_CLIP = 100  # of adapters that give every clip the same number
@@ -53,6 +55,9 @@ def check_run(config: RunConfig, console: Console | None = None) -> None:
         UserError: for the first thing that would not work.
     """
     console = console or make_console()
+    check_output_folder(Path(config.output_dir), "output_dir")
+    for note in (*describe_unreached_stages(config), *describe_unusable_cache(config)):
+        print_problem(note, console)
     encoders: list[PretrainedConfig] = []
     decoder: SketchedDecoder | None = None
     encoders_are_known = False
@@ -68,8 +73,9 @@ def check_run(config: RunConfig, console: Console | None = None) -> None:
             decoder = sketch_decoder(config)
     if decoder is not None:
         print_prompt(decoder, config, console)
-        if encoders_are_known and not config.decoder.trust_remote_code:
-            check_all_names(config, decoder)
+    is_miniature = config.decoder.miniature is not None
+    if encoders_are_known and not config.decoder.trust_remote_code and (decoder is not None or is_miniature):
+        check_all_names(config, read_decoder_config(config) if decoder is None else decoder.config)
     check_guarded_sets(config)
     with keep_sources_open():
         check_rows(config, encoders, decoder, console)
@@ -146,18 +152,21 @@ def print_problem(text: str, console: Console) -> None:
     console.print(text, style="yellow", soft_wrap=True)
 
 
-def check_all_names(config: RunConfig, decoder: SketchedDecoder) -> None:
-    """Refuse expressions of stages that match no parameter of the whole model, the decoder's included.
+def check_all_names(config: RunConfig, architecture: PretrainedConfig) -> None:
+    """Refuse expressions of stages that match no parameter of the whole model, and stages that train none.
+
+    Args:
+        architecture: of the decoder.
 
     Raises:
-        UserError: naming stage and expression.
+        UserError: naming the stage.
     """
     encoder = sketch_encoder(config)
     if encoder is None:
         return
     with torch.device("meta"):
         parts = sketch_parts(config, EncoderHolder(encoder))
-        parts.decoder = build_meta_decoder(decoder.config, config, torch.float32)
+        parts.decoder = build_meta_decoder(architecture, config, torch.float32)
         check_stage_names(config, ParameterNames.of(parts))
 
 

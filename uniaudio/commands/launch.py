@@ -25,6 +25,7 @@ from uniaudio.console import announce
 from uniaudio.errors import UserError, convert_to_user_error
 from uniaudio.extras import require_package
 from uniaudio.launched_processes import LAUNCH_COMMAND, MESSAGES
+from uniaudio.outputs import check_output_folder
 from uniaudio.train.checkpoint.folders import refuse_begun_run
 from uniaudio.train.engines.precision import refuse_other_precision
 from uniaudio.train.signals import CONTINUE_LATER, restore_handlers
@@ -109,6 +110,8 @@ def launch_training(
         UserError: for a launch file or machines that cannot be, a run that is there, and for what accelerate refuses.
     """
     machines.check()
+    if machines.rank == 0:
+        check_output_folder(Path(config.output_dir), "output_dir")
     refuse_begun_run(Path(config.output_dir), resume)
     continuing = [] if resume is None else ["--resume", *(["auto"] if resume == "auto" else [])]
     with collect_messages() as messages:

@@ -30,6 +30,7 @@ from uniaudio.build.regression_guard import (
 from uniaudio.build.stage_data import StageData
 from uniaudio.checks.cache_settings import refuse_useless_caches
 from uniaudio.checks.stages import ParameterNames, check_stage_names, check_stage_rows, sketch_stages
+from uniaudio.commands.check import check_all_names
 from uniaudio.commands.evaluate import (
     compute_validation_losses,
     drop_answers,
@@ -53,6 +54,7 @@ from uniaudio.errors import UserError
 from uniaudio.estimate.activation_checkpointing import make_chooser
 from uniaudio.evaluate.probing.task_rows import TaskRows
 from uniaudio.model.audio_lm import cast_to_audio_lm
+from uniaudio.outputs import check_output_folder, is_main_rank
 from uniaudio.report.clip_players import find_examples
 from uniaudio.train.activation_checkpointing import Recomputing
 from uniaudio.train.callbacks import collect_callbacks
@@ -95,7 +97,7 @@ def run_training(
     Raises:
         UserError: for every mistake that can be seen before the first step, and for those of the data.
     """
-    refuse_begun_run(Path(config.output_dir), resume)
+    check_run_folder(config, resume)
     config.require_trust()
     callbacks = collect_callbacks(callbacks, config.train.callbacks, config.trust)
     refuse_missing_trackers(config)
@@ -103,7 +105,9 @@ def run_training(
     sketch_stages(config)
     if not config.decoder.trust_remote_code:
         # of a decoder that the Hub does not give, nobody has to wait for the rest
-        read_decoder_config(config)
+        architecture = read_decoder_config(config)
+        if config.decoder.train != "frozen":  # so that a stage may train it alone, or freeze it, too
+            check_all_names(config, architecture)
     sets = read_guarded_sets(config)
     try:
         accelerator = make_accelerator(config)
@@ -117,6 +121,18 @@ def run_training(
         if not is_distributed():
             forget_launch()
     return code
+
+
+def check_run_folder(config: RunConfig, resume: str | None) -> None:
+    """Refuse a run folder that cannot be written, or that holds a run which nobody said is to go on.
+
+    Raises:
+        UserError: naming the folder; where it cannot be written, on the main process.
+    """
+    folder = Path(config.output_dir)
+    if is_main_rank():
+        check_output_folder(folder, "output_dir")
+    refuse_begun_run(folder, resume)
 
 
 def train_in_held_folder(

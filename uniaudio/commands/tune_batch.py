@@ -15,6 +15,7 @@ from rich.console import Console
 
 from uniaudio.build.model import build_model, load_stage_recipes
 from uniaudio.build.stage_data import StageData
+from uniaudio.checks.stages import sketch_stages
 from uniaudio.config.run import RunConfig
 from uniaudio.config.run_files import load_run
 from uniaudio.config.trust import NO_TRUST, Trust
@@ -148,11 +149,12 @@ def tune_batch(
         memory: GiB to stay within, default nine tenths of the device's. most: the largest budget to try.
 
     Raises:
-        UserError: as ``find_largest_budget``, and for a trial step that fails for another reason.
+        UserError: as ``sketch_stages`` and ``find_largest_budget``, and for a trial step that fails for another reason.
     """
     console = console or make_console()
     config = load_run(name, overrides, trust)
     config.require_trust()
+    sketch_stages(config)
     limit = memory if memory is not None else RESERVE * get_device_memory()
     first = config.data.max_seconds or min(30.0, config.stages[0].budget.audio_seconds)
 

@@ -17,6 +17,7 @@ REAL_FOLDERS = {
     "realaudio": ("UNIAUDIO_REALAUDIO", "labelled audio sets"),
     "realmodels": ("UNIAUDIO_REALMODELS", "pretrained models"),
 }
+CACHE_VARIABLE = "UNIAUDIO_CACHE"  # environment variable with the folder of what can be made again
 VARIABLE = re.compile(r"\$\{env:(\w*)\}")
 READS_ENVIRONMENT: ContextVar[bool] = ContextVar("reads_environment", default=True)
 LEAVES_UNSET: ContextVar[bool] = ContextVar("leaves_unset", default=False)
@@ -30,7 +31,7 @@ def real_root(name: str) -> Path | None:
 
 def get_cache_root() -> Path:
     """Return where what can be made again is kept: ``$UNIAUDIO_CACHE``, else ``$XDG_CACHE_HOME/uniaudio``."""
-    folder = os.environ.get("UNIAUDIO_CACHE")
+    folder = os.environ.get(CACHE_VARIABLE)
     if folder:
         return Path(folder)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "uniaudio"

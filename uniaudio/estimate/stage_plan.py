@@ -13,11 +13,12 @@ from torch import Tensor
 from uniaudio.checks.first_rows import AverageClip
 from uniaudio.config.run import RunConfig
 from uniaudio.data.recipe import Recipe
-from uniaudio.errors import convert_to_user_error
+from uniaudio.errors import UserError, convert_to_user_error
 from uniaudio.estimate.fake_model import Blueprint, build_fake_model, make_equal_clips
 from uniaudio.estimate.memory import PARTS, compute_parameter_bytes
 from uniaudio.estimate.step_trace import LinearCost, StepTrace
 from uniaudio.train.activation_checkpointing import DECODER, get_part, list_parts
+from uniaudio.train.trainable import explain_nothing_trained
 from uniaudio.units import SECONDS_PER_HOUR
 
 TRACED_CLIPS = 2  # of the step that is recorded
@@ -147,11 +148,13 @@ def plan_stage(
 
     Raises:
         UserError: when there is no blueprint and a part is not a local folder; when the model does not run without
-            values.
+            values, or the stage trains nothing.
     """
     stage = config.stages[index]
     blueprint = blueprint or Blueprint.from_config(config)
     trace, changes, sizes = trace_step(blueprint, config, index, clip, dtype)
+    if not sizes[0]:
+        raise UserError(explain_nothing_trained(stage))
     clips = stage.budget.audio_seconds / (clip.seconds + stage.budget.per_example)
     hours = None
     if recipe is not None:

@@ -11,7 +11,8 @@ import numpy as np
 import soundfile
 from numpy.typing import NDArray
 
-from uniaudio.config.path_variables import get_miniature_root
+from uniaudio.config.path_variables import CACHE_VARIABLE, get_miniature_root
+from uniaudio.errors import convert_to_user_error
 from uniaudio.tiny.checkpoints import MAKERS, save_miniature_whisper, save_model
 from uniaudio.types import SAMPLE_RATE
 
@@ -21,24 +22,35 @@ TRAINED, TESTED = 48, 16  # clips of each set
 
 
 def ensure_parts() -> Path:
-    """Write the parts into the cache unless they are there, and return their folder."""
+    """Write the parts into the cache unless they are there, and return their folder.
+
+    Raises:
+        UserError: when the cache cannot be written.
+    """
     root = get_miniature_root()
     if root.is_dir():
         return root
     unfinished = root.with_name(f".{root.name}-{os.getpid()}")
     shutil.rmtree(unfinished, ignore_errors=True)
-    write_clips(unfinished / "notes", [{"midi": NOTES[i % len(NOTES)]} for i in range(TRAINED + TESTED)])
-    write_clips(unfinished / "noises", [{"label": NOISES[i % len(NOISES)]} for i in range(TRAINED + TESTED)])
-    save_miniature_whisper(unfinished / "whisper", d_model=64, layers=4)
-    for number in range(3):
-        save_miniature_whisper(unfinished / f"whisper_{number}", d_model=32, layers=2, seed=number + 1)
-    for kind, make in MAKERS.items():
-        save_model(make, unfinished / kind)
+    where = f"{CACHE_VARIABLE}: {root} cannot be written"
+    with convert_to_user_error(where, f"give {CACHE_VARIABLE} another folder"):
+        write_parts(unfinished)
     try:
         unfinished.rename(root)
     except OSError:  # another process was faster
         shutil.rmtree(unfinished, ignore_errors=True)
     return root
+
+
+def write_parts(folder: Path) -> None:
+    """Write the sets and checkpoints into a new folder."""
+    write_clips(folder / "notes", [{"midi": NOTES[i % len(NOTES)]} for i in range(TRAINED + TESTED)])
+    write_clips(folder / "noises", [{"label": NOISES[i % len(NOISES)]} for i in range(TRAINED + TESTED)])
+    save_miniature_whisper(folder / "whisper", d_model=64, layers=4)
+    for number in range(3):
+        save_miniature_whisper(folder / f"whisper_{number}", d_model=32, layers=2, seed=number + 1)
+    for kind, make in MAKERS.items():
+        save_model(make, folder / kind)
 
 
 def write_clips(folder: Path, facts: list[dict[str, object]]) -> None:

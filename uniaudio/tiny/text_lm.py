@@ -16,12 +16,12 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from uniaudio.config.decoder import MiniatureConfig
-from uniaudio.config.path_variables import get_cache_root
+from uniaudio.config.path_variables import CACHE_VARIABLE, get_cache_root
 from uniaudio.config.text_files import read_text_file
 from uniaudio.data.prompt_tokens import ChatFormat
 from uniaudio.data.recipe import Recipe
 from uniaudio.errors import UserError
-from uniaudio.outputs import apply_umask
+from uniaudio.outputs import apply_umask, check_output_folder
 from uniaudio.tiny.curriculum import Curriculum
 from uniaudio.tiny.pretrain import Progress, fit, measure_reading_accuracy, use_one_thread
 from uniaudio.tiny.recipe_texts import RecipeText, collect_recipe_texts
@@ -219,4 +219,5 @@ def build_miniature_decoder(
     folder = get_cache_root() / "miniature" / hashlib.sha256(content.encode()).hexdigest()[:16]
     if (folder / "training.json").is_file():
         return folder
+    check_output_folder(folder.parent, CACHE_VARIABLE)  # before minutes of training
     return train_text_lm(texts, settings, folder, progress)

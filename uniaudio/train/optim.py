@@ -13,7 +13,7 @@ from uniaudio.config.run import RunConfig
 from uniaudio.config.stages import Stage
 from uniaudio.errors import UserError
 from uniaudio.model.lora import strip_lora_name
-from uniaudio.train.trainable import refuse_nothing
+from uniaudio.train.trainable import explain_nothing_trained, refuse_nothing
 
 # not the convolutions before the layers, nor the adapter behind them, of conformers
 LAYER = re.compile(r"(?<!subsampling)(?<!adapter)\.(?:layers?|blocks|h|encoders|conformer)\.(\d+)\.")
@@ -109,9 +109,7 @@ def build_optimizer(
             decay = config.train.weight_decay if parameter.dim() > 1 else 0.0
             members.setdefault((rates[name], decay), []).append(parameter)
     if not members:
-        raise UserError(
-            f"stage {stage.name}: nothing is trained; set `train: full` or `lora` for an encoder or in the stage"
-        )
+        raise UserError(explain_nothing_trained(stage))
     groups = [
         {
             "params": parameters,

@@ -132,6 +132,15 @@ def refuse_nothing(matched: Iterable[str], names: Iterable[str], where: str, pat
         raise UserError(f"{where}: '{pattern}' matches no parameter; their names begin with {shown}")
 
 
+def explain_nothing_trained(stage: Stage) -> str:
+    """Return why a stage has nothing to train, and what to set: an adapter is trained unless the stage freezes it."""
+    frozen = ", ".join(f"'{pattern}'" for pattern, mode in stage.train.items() if mode == "frozen")
+    return (
+        f"stage {stage.name}: nothing is trained, because stages.{stage.name}.train sets {frozen} to frozen; add what "
+        "is to be trained behind that, such as '^adapter': full, or leave it out"
+    )
+
+
 def group_by_settings(names: Iterable[str], config: RunConfig) -> dict[LoraConfig, list[str]]:
     """Group linear maps by the rank and scale of their new low-rank updates: their encoder's, or the first one's."""
     groups: dict[LoraConfig, list[str]] = {}

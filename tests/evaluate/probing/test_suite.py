@@ -244,6 +244,15 @@ def test_a_damaged_cache_file_is_made_again(tones):
     assert (embed_task(encoder(), "m", rows, "d", "masked")[1][0].values == first.values).all()
 
 
+def test_a_cache_that_cannot_be_written_costs_no_embeddings(tones, monkeypatch, capsys):
+    rows = the_task(tones)
+    first = embed_task(encoder(), "m", rows, "d", "masked")[1][0]
+    (tones / "file").touch()
+    monkeypatch.setenv("UNIAUDIO_CACHE", str(tones / "file" / "cache"))
+    assert torch.equal(embed_task(encoder(), "m", rows, "d", "masked")[1][0].values, first.values)
+    assert f"embeddings of {rows.name} are not kept: " in capsys.readouterr().err
+
+
 def test_the_digest_of_a_model_knows_weights_and_settings_and_no_path(tones):
     assert hash_model(encoder()) == hash_model(encoder())
     assert hash_model(encoder()) != hash_model(encoder(seed=1))

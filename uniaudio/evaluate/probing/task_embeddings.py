@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from uniaudio.config.path_variables import get_cache_root
+from uniaudio.console import announce
 from uniaudio.data.audio import ADVICE
 from uniaudio.data.skipped_rows import Skip
 from uniaudio.data.sources.base import ClipSamples, decode_clips
-from uniaudio.errors import RowError, UserError
+from uniaudio.errors import RowError, UserError, read_first_line
 from uniaudio.evaluate.embedding import MAX_CLIP_SECONDS, batch_by_length
 from uniaudio.evaluate.probing.task_rows import TaskRows, describe_first_skip
 from uniaudio.feature_cache import read_cached, write_cached
@@ -83,8 +84,11 @@ def embed_task(
     skips = None if states is None else find_skips(rows, states[0])
     if states is None or skips is None:
         states, skips = encode_task(encoder, rows, protocol, layers, advance)
-        for file, embedded in zip(files, states, strict=True):
-            write_cached(file, vars(embedded))
+        try:
+            for file, embedded in zip(files, states, strict=True):
+                write_cached(file, vars(embedded))
+        except OSError as problem:  # a cache that cannot be written is no reason to lose them
+            announce(f"embeddings of {rows.name} are not kept: {read_first_line(problem)}")
     else:
         advance(len(rows.answers), 0.0)
     index = torch.full((len(rows.answers),), -1)
