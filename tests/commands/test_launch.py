@@ -15,7 +15,13 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, P
 import uniaudio
 from uniaudio.cli import main
 from uniaudio.commands import launch as launching
-from uniaudio.commands.launch import Machines, find_launch_file, launch_training, read_outcome
+from uniaudio.commands.launch import (
+    STOPPED_ALONE,
+    Machines,
+    find_launch_file,
+    launch_training,
+    read_outcome,
+)
 from uniaudio.config.run_files import load_run
 from uniaudio.config.strict_yaml import load_yaml
 from uniaudio.errors import UserError
@@ -224,6 +230,32 @@ def test_a_stopped_launch_ends_with_75_and_leaves_nothing_behind(tone_run, engin
     while any(rank.is_running() and rank.status() != psutil.STATUS_ZOMBIE for rank in ranks):
         assert time.monotonic() < deadline
         time.sleep(0.1)
+
+
+def test_ctrl_z_stops_the_launcher_alone_and_says_so():
+    """As a shell does it: a signal to the launcher's group, of which no rank is a member, and one to go on."""
+    program = (
+        "import sys\nfrom uniaudio.commands.launch import SignalForwarder\n"
+        "with SignalForwarder() as forwarder:\n    print('ready', flush=True)\n    sys.stdin.readline()\n"
+        "print(forwarder.waiting, forwarder.first)"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        process_group=0,
+    ) as launcher:
+        assert launcher.stdout.readline() == "ready\n"
+        for _ in range(2):
+            os.killpg(launcher.pid, signal.SIGTSTP)
+            _, status = os.waitpid(launcher.pid, os.WUNTRACED)
+            assert os.WIFSTOPPED(status)
+            os.killpg(launcher.pid, signal.SIGCONT)
+        output, errors = launcher.communicate("\n", timeout=120)
+    assert (launcher.returncode, output) == (0, "[] None\n")
+    assert errors.splitlines() == 2 * [f"uniaudio: {STOPPED_ALONE}"]
 
 
 def test_the_launcher_does_not_wait_for_the_libraries_of_models():

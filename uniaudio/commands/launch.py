@@ -32,6 +32,7 @@ from uniaudio.train.signals import CONTINUE_LATER, restore_handlers
 
 USER_MISTAKE = 2
 POLL_SECONDS = 0.2  # between two looks whether a signal is to be passed on
+STOPPED_ALONE = "the launcher is stopped, the run goes on; after `fg`, Ctrl-C ends the run with a checkpoint"
 DEFAULT_PORT = 29500
 SHIPPED_ENGINES = "configs/accelerate"
 # torchrun drops a machine whose signs of life, dated by its own clock, are older than 15 s by the clock of another one;
@@ -248,7 +249,12 @@ def run_launcher(options: Sequence[str]) -> tuple[int, str]:
 
 
 class SignalForwarder:
-    """Passes SIGTERM, SIGHUP and SIGINT on to the processes of the launcher; SIGHUP as SIGTERM, so that they save."""
+    """Passes SIGTERM, SIGHUP and SIGINT on to the processes of the launcher; SIGHUP as SIGTERM, so that they save.
+
+    SIGTSTP (Ctrl-Z) stops this process alone. To torchrun's ranks, in sessions of their own, the signal does nothing.
+    SIGSTOP would stop them, but they would keep their memory, fall silent to their peers and to whoever looks at the
+    lock of the run folder, and would not notice any more that their launcher was killed.
+    """
 
     def __init__(self) -> None:
         self.waiting: list[int] = []
@@ -257,11 +263,20 @@ class SignalForwarder:
     def __enter__(self) -> SignalForwarder:
         kinds = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
         self.previous = {kind: signal.signal(kind, self.note) for kind in kinds}
+        if signal.getsignal(signal.SIGTSTP) != signal.SIG_IGN:
+            self.previous[signal.SIGTSTP] = signal.signal(signal.SIGTSTP, self.stop_alone)
         return self
 
     def note(self, number: int, frame: FrameType | None) -> None:
         self.waiting.append(signal.SIGTERM if number == signal.SIGHUP else number)
         self.first = self.first or number
+
+    def stop_alone(self, number: int, frame: FrameType | None) -> None:
+        """Say what is stopped, and stop until SIGCONT (`fg`, `bg`)."""
+        print(f"uniaudio: {STOPPED_ALONE}", file=sys.stderr, flush=True)
+        signal.signal(signal.SIGTSTP, signal.SIG_DFL)
+        signal.raise_signal(signal.SIGTSTP)
+        signal.signal(signal.SIGTSTP, self.stop_alone)
 
     def forward(self) -> None:
         """Send the signals that came to all processes that were started."""
