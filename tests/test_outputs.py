@@ -66,6 +66,20 @@ def test_a_folder_that_cannot_be_written_is_one_sentence_and_nothing_changes(tmp
         pass
 
 
+def test_a_folder_that_another_process_tried_and_removed_is_made_again(tmp_path, monkeypatch):
+    write_trial, removals = outputs.write_trial, []
+
+    def write_after_removal(file):
+        if not removals:
+            removals.append(file.parent.rmdir())
+        write_trial(file)
+
+    monkeypatch.setattr(outputs, "write_trial", write_after_removal)
+    assert check_output_folder(tmp_path / "new" / "run", "output_dir") == tmp_path / "new" / "run"
+    assert removals == [None]
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.usefixtures("fresh_accelerate")
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_run_folder_is_tried_before_anything_is_read(tone_run, tmp_path, kind, monkeypatch):

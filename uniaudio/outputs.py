@@ -12,6 +12,7 @@ from pathlib import Path
 from uniaudio.errors import UserError, convert_to_user_error
 
 TRIAL = 4096  # bytes that must find room
+TRIES = 5  # where another process removes a folder meanwhile
 
 
 def check_output_folder(folder: Path, where: str) -> Path:
@@ -31,8 +32,7 @@ def check_output_folder(folder: Path, where: str) -> Path:
         f"{where}: {shorten(folder)} cannot be written", f"give {where} another folder"
     ):
         folder = folder.expanduser()
-        with create_temporarily(folder):
-            write_trial(folder / f".uniaudio-{uuid.uuid4().hex}")
+        try_to_write(folder / f".uniaudio-{uuid.uuid4().hex}")
     return folder
 
 
@@ -52,12 +52,9 @@ def check_output_file(file: Path, where: str) -> Path:
         file = file.expanduser()
         if file.is_dir():
             raise UserError(f"{where}: {shorten(file)} is a folder; name a file")
-        with create_temporarily(file.parent):
-            if file.exists():
-                file.open("ab").close()
-                write_trial(file.with_name(f".uniaudio-{uuid.uuid4().hex}"))
-            else:
-                write_trial(file)
+        if file.exists():
+            file.open("ab").close()
+        try_to_write(file.with_name(f".uniaudio-{uuid.uuid4().hex}") if file.exists() else file)
     return file
 
 
@@ -78,6 +75,18 @@ def check_folder_option(path: Path | None) -> Path | None:
 def is_main_rank() -> bool:
     """Return whether a launcher made this the main rank, before any exchange between ranks begins."""
     return os.environ.get("RANK", "0") == "0"
+
+
+def try_to_write(file: Path) -> None:
+    """Write a new file and remove it, with the folders that were made for it."""
+    for left in reversed(range(TRIES)):
+        try:
+            with create_temporarily(file.parent):
+                write_trial(file)
+            return
+        except FileNotFoundError:  # another process tried the same, and removed the folder that it had made
+            if not left:
+                raise
 
 
 @contextmanager

@@ -18,7 +18,6 @@ from uniaudio.data.recipe import load_recipe
 from uniaudio.errors import UserError
 
 RUN = {
-    "output_dir": "out",
     "encoders": {"whisper": {"path": "someone/whisper"}},
     "decoder": {"path": "someone/decoder"},
     "data": {"workers": 0},
@@ -43,7 +42,7 @@ def setup(tmp_path, hub):
         rows.append({"audio": f"{n}.wav", "category": label})
     write_rows(tmp_path, rows)
     files = {
-        "run.yaml": RUN,
+        "run.yaml": {"output_dir": str(tmp_path / "out"), **RUN},
         "r.yaml": {"recipe": "r", "train": [{"dataset": "d", "template": "t"}]},
         "t.yaml": {"task": "t", "domain": "sound", "inputs": ["label"], "prompts": ["<audio>?"]},
         "d.yaml": {"dataset": "d", "load": {"jsonl": "data"}, "license": "CC0-1.0", "splits": {"train": {}}},

@@ -236,7 +236,7 @@ def test_ctrl_z_stops_the_launcher_alone_and_says_so():
     """As a shell does it: a signal to the launcher's group, of which no rank is a member, and one to go on."""
     program = (
         "import sys\nfrom uniaudio.commands.launch import SignalForwarder\n"
-        "with SignalForwarder() as forwarder:\n    print('ready', flush=True)\n    sys.stdin.readline()\n"
+        "with SignalForwarder() as forwarder:\n    for line in sys.stdin:\n        print('ready', flush=True)\n"
         "print(forwarder.waiting, forwarder.first)"
     )
     with subprocess.Popen(
@@ -247,13 +247,15 @@ def test_ctrl_z_stops_the_launcher_alone_and_says_so():
         text=True,
         process_group=0,
     ) as launcher:
-        assert launcher.stdout.readline() == "ready\n"
         for _ in range(2):
+            launcher.stdin.write("\n")
+            launcher.stdin.flush()
+            assert launcher.stdout.readline() == "ready\n"
             os.killpg(launcher.pid, signal.SIGTSTP)
             _, status = os.waitpid(launcher.pid, os.WUNTRACED)
             assert os.WIFSTOPPED(status)
             os.killpg(launcher.pid, signal.SIGCONT)
-        output, errors = launcher.communicate("\n", timeout=120)
+        output, errors = launcher.communicate(timeout=120)
     assert (launcher.returncode, output) == (0, "[] None\n")
     assert errors.splitlines() == 2 * [f"uniaudio: {STOPPED_ALONE}"]
 
