@@ -204,7 +204,7 @@ def test_probes_on_held_out_train_clips_choose_the_share(finished, tone_run, tmp
     means = {float(alpha): scores["mean"] for alpha, scores in facts["scores"].items()}
     assert len(means) == 11
     assert means[facts["alpha"]] == max(means.values())
-    assert "alpha" in capsys.readouterr().out
+    assert f"alpha {facts['alpha']:g} is kept" in capsys.readouterr().out
     with pytest.raises(UserError, match="several shares need --data"):
         make_soup([str(finished)], tmp_path / "none")
     (rows,) = hold_folders({"tones": tone_run.parent / "tones"}, print)

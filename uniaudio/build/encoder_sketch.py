@@ -15,13 +15,8 @@ from uniaudio.config.trust import NO_TRUST, Trust
 from uniaudio.errors import UserError, prefix_user_errors
 from uniaudio.model.encoders.base import AudioEncoder
 from uniaudio.model.encoders.hf_auto import list_code_places
-from uniaudio.model.encoders.registry import (
-    HF_AUTO,
-    find_family,
-    import_encoder_class,
-    is_local_path,
-    load_audio_encoder,
-)
+from uniaudio.model.encoders.imported import import_encoder_class
+from uniaudio.model.encoders.registry import HF_AUTO, find_family, is_local_path, load_audio_encoder
 from uniaudio.model.model_files import RANDOM, fetch_model_config, find_model_folder
 from uniaudio.train.checkpoint.integrity import CONFIG
 

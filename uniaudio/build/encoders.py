@@ -20,6 +20,7 @@ from uniaudio.errors import UserError
 from uniaudio.model.cached_encoder import keep_features
 from uniaudio.model.encoders.base import AudioEncoder
 from uniaudio.model.encoders.registry import choose_settings, find_family, is_local_path, load_audio_encoder
+from uniaudio.model.fusion.encoder import list_named_encoders
 from uniaudio.model.lora import add_lora, merge_lora
 from uniaudio.model.model_files import identify_base, read_stock_config
 from uniaudio.train.checkpoint.folders import STEP, choose_checkpoint, resolve_latest
@@ -193,9 +194,22 @@ def identify_encoder_bases(config: RunConfig) -> dict[str, dict[str, str]]:
     return {name: {**base, "path": config.restore_written_path(base["path"])} for name, base in bases.items()}
 
 
+def add_imported_hashes(
+    bases: Mapping[str, dict[str, str]], config: RunConfig, encoder: AudioEncoder
+) -> dict[str, dict[str, str]]:
+    """Return the identities of the starting weights with those of the user's own classes, known once they are made.
+
+    Args:
+        bases: of ``identify_encoder_bases``. encoder: as ``build_encoder`` made it from the config.
+    """
+    parts = list_named_encoders(config, encoder)
+    hashes = {f"encoder {name}": parts[name].initial_sha256 for name in config.encoders}
+    return {key: {**base, "sha256": hashes[key]} if hashes.get(key) else base for key, base in bases.items()}
+
+
 def identify_encoder(settings: EncoderConfig) -> dict[str, str]:
     """Return a content hash or a Hub name with its commit; for a run, the hash of its trained tensors and bases."""
-    if ":" in settings.kind:  # what a class of the user's own reads is its own affair
+    if ":" in settings.kind:  # what such a class reads is its own affair, see ``add_imported_hashes``
         return {"path": f"{settings.kind} {settings.path}".strip()}
     if not is_run(settings.path):
         return identify_base(settings.path, settings.revision)
@@ -238,11 +252,12 @@ def load_model_spec(
         return load_audio_encoder(settings, model.path, trust=trust).to(device).eval()
     config = apply_options(read_stored_config(checkpoint, trust), model)
     config.require_trust(decoder=False)
-    check_bases(checkpoint, {**checkpoint.bases, **identify_encoder_bases(config)})
+    bases = {**checkpoint.bases, **identify_encoder_bases(config)}
+    check_bases(checkpoint, bases)
     trained = {name: tensor for name, tensor in checkpoint.model.items() if name.startswith(PART)}
-    holder, structure = bring_encoder_to_stage(
-        build_encoder(config, read_prompt_width(config, checkpoint)), config, checkpoint.state["stage"]
-    )
+    encoder = build_encoder(config, read_prompt_width(config, checkpoint))
+    check_bases(checkpoint, add_imported_hashes(bases, config, encoder))
+    holder, structure = bring_encoder_to_stage(encoder, config, checkpoint.state["stage"])
     put_tensors(holder, structure, trained, checkpoint.path)
     holder.to(device).eval()
     if keep_frames:

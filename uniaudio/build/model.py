@@ -13,6 +13,7 @@ from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBas
 
 from uniaudio.build.adapter import fill_time_markers, make_adapter
 from uniaudio.build.encoders import (
+    add_imported_hashes,
     apply_options,
     build_encoder,
     choose_device,
@@ -128,7 +129,7 @@ def build_model(
             loaded, or tokenizer and decoder do not belong together.
     """
     config.require_trust()
-    parts = [f"{name} ({each.path})" for name, each in config.encoders.items() if each.path]
+    parts = [f"{name} ({each.path or each.kind})" for name, each in config.encoders.items()]
     announce(mask_values(f"loading {', '.join([*parts, f'the decoder ({path})'])} ..."))
     whisper = config.decoder.kind == "whisper"
     tokenizer = load_tokenizer(config.decoder, path)
@@ -155,7 +156,8 @@ def build_model(
     for part in list_parts(config, True):
         get_part(model, config, part).recompute()
     identity = {**decoder.identity, "path": config.restore_written_path(decoder.identity["path"])}
-    bases = {**identify_encoder_bases(config), "decoder": {**identity, **markup.to_base()}}
+    encoders = add_imported_hashes(identify_encoder_bases(config), config, encoder)
+    bases = {**encoders, "decoder": {**identity, **markup.to_base()}}
     return LoadedModel(model, format, config, bases)
 
 

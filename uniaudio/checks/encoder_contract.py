@@ -67,9 +67,15 @@ def require(holds: bool, otherwise: str) -> None:
 
 @torch.no_grad()
 def run(encoder: AudioEncoder, *lengths: int, layers: bool = False) -> Encoded:
-    device = next(encoder.parameters()).device
-    encoded: Encoded = encoder(make_noise_clips(*lengths).to(device), layers=layers)
+    encoded: object = encoder(make_noise_clips(*lengths).to(find_device(encoder)), layers=layers)
+    if not isinstance(encoded, Encoded):
+        raise AssertionError(f"forward returns {type(encoded).__name__}, not Encoded")
     return encoded
+
+
+def find_device(encoder: AudioEncoder) -> torch.device:
+    """Return where an encoder is; one without parameters is on the CPU."""
+    return next(encoder.parameters(), torch.empty(0)).device
 
 
 def check_attributes(encoder: AudioEncoder) -> str:
@@ -102,14 +108,20 @@ def check_frame_counts(encoder: AudioEncoder) -> str:
 
 def check_batch_invariance(encoder: AudioEncoder) -> str:
     """Compare every clip alone with the same clip among others."""
-    worst = 0.0
-    for samples, frames in zip(BATCH, run(encoder, *BATCH).frames.rows(), strict=True):
-        alone = run(encoder, samples).frames.values
-        worst = max(worst, float((alone - frames).abs().max() / alone.abs().max().clamp(min=1e-6)))
+    worst = measure_batch_effect(encoder)
     require(
         worst <= EXACT, f"a clip alone differs from the clip in a batch by {worst:.1e} of its largest value"
     )
     return f"relative difference {worst:.1e}"
+
+
+def measure_batch_effect(encoder: AudioEncoder) -> float:
+    """Return how much a clip alone differs from the same clip among others, relative to its largest value."""
+    worst = 0.0
+    for samples, frames in zip(BATCH, run(encoder, *BATCH).frames.rows(), strict=True):
+        alone = run(encoder, samples).frames.values
+        worst = max(worst, float((alone - frames).abs().max() / alone.abs().max().clamp(min=1e-6)))
+    return worst
 
 
 def check_hidden_states(encoder: AudioEncoder) -> str:
@@ -134,7 +146,7 @@ def check_hidden_states(encoder: AudioEncoder) -> str:
 @torch.no_grad()
 def check_silence(encoder: AudioEncoder) -> str:
     """Check that nothing breaks on zeros and on an empty batch."""
-    device = next(encoder.parameters()).device
+    device = find_device(encoder)
     quiet = Ragged(torch.zeros(8_000, dtype=torch.int16, device=device), torch.tensor([8_000]))
     require(bool(encoder(quiet).frames.values.isfinite().all()), "silence gives values that are not finite")
     none = Ragged(torch.zeros(0, dtype=torch.int16, device=device), torch.zeros(0, dtype=torch.int64))
@@ -165,6 +177,7 @@ def check_gradients(encoder: AudioEncoder) -> str:
     width = getattr(encoder, "prompt_dim", None)  # of a router that reads the question
     given = {} if width is None else {"prompts": torch.randn(len(BATCH), width, device=device)}
     frames = encoder(make_noise_clips(*BATCH).to(device), **given).frames.values
+    require(frames.requires_grad, "the frames have no gradient; compute them without no_grad and detach")
     direction = torch.randn(frames.shape, generator=torch.Generator().manual_seed(0)).to(frames)
     (frames * direction).sum().backward()
     encoder.eval()

@@ -218,7 +218,12 @@ def forgetting(
 )
 def check_encoder(
     model: Annotated[str | None, typer.Argument(help=MODEL_HELP)] = None,
-    kind: Annotated[str, typer.Option(help="auto, a model type, remote, or your own module:Class.")] = "auto",
+    kind: Annotated[
+        str,
+        typer.Option(
+            help="auto, a model type, remote, or your own module:Class, created as Class(MODEL) or Class('')."
+        ),
+    ] = "auto",
     families: Annotated[
         bool, typer.Option("--list", help="List the encoders that can be loaded, and those that cannot.")
     ] = False,
@@ -239,6 +244,6 @@ def check_encoder(
     if families:
         list_families()
         return
-    if model is None:
+    if model is None and ":" not in kind:  # a class of the user's own may read nothing
         raise UserError("check-encoder: name a MODEL, or give --list for the encoders that can be loaded")
-    check(model, kind, Trust(trust_remote_code, allow_code))
+    check(model or "", kind, Trust(trust_remote_code, allow_code))

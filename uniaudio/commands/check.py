@@ -14,13 +14,14 @@ from transformers import PretrainedConfig
 
 from uniaudio.build.adapter import make_adapter
 from uniaudio.build.encoder_sketch import sketch_encoder
-from uniaudio.build.encoders import EncoderHolder, is_run
+from uniaudio.build.encoders import EncoderHolder, choose_device, is_run
 from uniaudio.build.model import load_stage_recipes, read_decoder_config
 from uniaudio.build.regression_guard import check_guarded_sets
 from uniaudio.checks.all_rows import build_rows_table, describe_problems, read_all_rows, refuse_many_unusable
 from uniaudio.checks.cache_settings import describe_cache_sizes, describe_unusable_cache
 from uniaudio.checks.decoder import SketchedDecoder, check_questions, sketch_decoder
 from uniaudio.checks.first_rows import QUESTION, TOKENS_PER_WORD, CheckedEntry, check_entry
+from uniaudio.checks.imported_encoders import check_imported_encoders
 from uniaudio.checks.stages import (
     ParameterNames,
     check_budget,
@@ -205,13 +206,7 @@ def check_encoder_sizes(config: RunConfig, console: Console) -> list[PretrainedC
     """
     sketch = sketch_encoder(config)
     if sketch is None:
-        names = ", ".join(
-            f"{name} ({settings.path or settings.kind})" for name, settings in config.encoders.items()
-        )
-        console.print(
-            f"encoders {names}: one needs --trust-remote-code or --allow-code, so they are checked "
-            "only when the run starts"
-        )
+        report_encoders_with_code(config, console)
         return []
     table = Table(title="encoder", title_justify="left")
     for column in ("component", "parameters", "trained"):
@@ -235,6 +230,30 @@ def check_encoder_sizes(config: RunConfig, console: Console) -> list[PretrainedC
     if any(read_model_config(folder)["model_type"] != "whisper" for folder in folders):
         return []
     return [read_stock_config(folder) for folder in folders]
+
+
+def report_encoders_with_code(config: RunConfig, console: Console) -> None:
+    """Try the user's own classes where that is allowed, and say what is not looked at.
+
+    Raises:
+        UserError: when such a class does not keep the contract of encoders.
+    """
+    names = ", ".join(f"{name} ({each.path or each.kind})" for name, each in config.encoders.items())
+    console.print(
+        f"encoders {names}: one needs code of its own, so their sizes are printed when the run starts"
+    )
+    if not any(":" in settings.kind for settings in config.encoders.values()):
+        return
+    if not config.trust.code:
+        print_problem(
+            "own classes are tried on noise when the run starts, or here with --allow-code", console
+        )
+        return
+    for warning in check_imported_encoders(config, choose_device()):
+        print_problem(warning, console)
+    console.print(
+        "own classes, tried on noise: widths, numbers of frames, values and gradients are as stated"
+    )
 
 
 def build_pairing_table(

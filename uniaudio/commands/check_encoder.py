@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 
 import torch
 from rich.console import Console
@@ -11,6 +13,7 @@ from rich.text import Text
 
 from uniaudio.build.encoders import load_encoder
 from uniaudio.checks.encoder_contract import LENGTHS, Finding, check_contract
+from uniaudio.config.encoders import EncoderConfig
 from uniaudio.config.model_spec import parse_model_spec
 from uniaudio.config.trust import NO_TRUST, Trust
 from uniaudio.console import make_console
@@ -26,6 +29,7 @@ from uniaudio.model.rebuild import rebuild
 from uniaudio.train.optim import LAYER
 from uniaudio.types import SAMPLE_RATE
 
+CLASS_NAME = re.compile(r"(?!random:)[A-Za-z_][\w.]*:(?!ema$)[A-Za-z_]\w*")  # module:Class
 BEYOND = 31 * SAMPLE_RATE  # samples that most encoders cut
 
 
@@ -160,17 +164,26 @@ def list_families(console: Console | None = None) -> None:
 
 
 def check_encoder(spec: str, kind: str, trust: Trust = NO_TRUST) -> None:
-    """Load an encoder by run folder, checkpoint, model folder or Hub name, or ``module:Class``, and print its tables.
+    """Load an encoder by run folder, checkpoint, model folder or Hub name, and print its tables.
+
+    Args:
+        kind: as in a config; of ``module:Class``, ``spec`` is the path that it gets, or empty.
 
     Raises:
         UserError: when it cannot be loaded or a property does not hold.
     """
     if kind == "auto":
+        if CLASS_NAME.fullmatch(spec) and not Path(spec).exists():
+            raise UserError(
+                f"{spec}: a class of your own is checked by `--kind {spec} --allow-code`, without a MODEL"
+            )
         encoder = load_encoder(spec, trust=trust)
+    elif ":" in kind:
+        encoder = load_audio_encoder(EncoderConfig(kind=kind, path=spec), spec or kind, trust=trust)
     else:
         model = parse_model_spec(spec)
         settings = model.configure_model(trust.remote_code).model_copy(update={"kind": kind})
         encoder = load_audio_encoder(settings, model.path, trust=trust)
-    console = make_console()
-    show_support(encoder, spec, console)
-    show_findings(check_contract(encoder), spec, console)
+    console, name = make_console(), spec or kind
+    show_support(encoder, name, console)
+    show_findings(check_contract(encoder), name, console)

@@ -132,6 +132,7 @@ def make_soup(
             )
             chosen = max(scores, key=lambda a: (scores[a]["mean"], a))
             console.print(build_shares_table(scores, chosen, probe))
+            console.print(f"alpha {chosen:g} is kept")
             facts |= {"probe": probe, "scores": {str(alpha): by_set for alpha, by_set in scores.items()}}
         facts["alpha"] = chosen
         mixed = interpolate_tensors(origin, last.model, chosen)

@@ -29,6 +29,7 @@ from uniaudio.build.regression_guard import (
 )
 from uniaudio.build.stage_data import StageData
 from uniaudio.checks.cache_settings import refuse_useless_caches
+from uniaudio.checks.imported_encoders import check_imported_encoders
 from uniaudio.checks.stages import ParameterNames, check_stage_names, check_stage_rows, sketch_stages
 from uniaudio.commands.check import check_all_names
 from uniaudio.commands.evaluate import (
@@ -39,6 +40,7 @@ from uniaudio.commands.evaluate import (
 )
 from uniaudio.config.run import RunConfig
 from uniaudio.config.trust import remember_run
+from uniaudio.console import make_console
 from uniaudio.data.eval_examples import EvalSamples
 from uniaudio.data.prompt_tokens import ChatFormat
 from uniaudio.data.recipe import Recipe
@@ -155,6 +157,9 @@ def train_in_held_folder(
             print_finished_run(Path(config.output_dir), is_main(), position.step)
             return 0
         stage = position.stage + bool(checkpoint.state.get(STAGE_END))
+    for warning in check_imported_encoders(config, accelerator.device):
+        if is_main():
+            make_console(stderr=True).print(warning, style="yellow", soft_wrap=True)
     check_later_stages(config, recipes, accelerator, stage)
     models = RunModels(config, recipes, sets, accelerator, continued, checkpoint)
     data = StageData(config, recipes, models.format)

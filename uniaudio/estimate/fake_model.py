@@ -58,9 +58,13 @@ class Blueprint:
         encoder = sketch_encoder(config)
         if encoder is None:
             names = ", ".join(settings.path or settings.kind for settings in config.encoders.values())
+            fix = (
+                "a class of your own (module:Class) has no estimate; put a known encoder of its size in its place"
+                if any(":" in settings.kind for settings in config.encoders.values())
+                else "give --trust-remote-code if it has code of its own that you trust"
+            )
             raise UserError(
-                f"encoders: the architecture of {names} is not known without its weights or code; give "
-                "--trust-remote-code if it has code of its own that you trust"
+                f"encoders: the architecture of {names} is not known without its weights or code; {fix}"
             )
         return cls(encoder, architecture)
 

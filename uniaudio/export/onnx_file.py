@@ -21,6 +21,7 @@ from transformers.models.audioflamingo3.modeling_audioflamingo3 import AudioFlam
 
 from uniaudio.errors import UserError, convert_to_user_error
 from uniaudio.export.hf import make_noise
+from uniaudio.feature_cache import is_foreign
 from uniaudio.model.encoders.base import AudioEncoder
 from uniaudio.model.encoders.chunking import convert_to_float
 from uniaudio.model.encoders.w2v_bert import W2vBertAudioEncoder
@@ -96,6 +97,11 @@ def find_stock_module(encoder: AudioEncoder) -> StockModule:
         return StockModule(encoder.model, encoder.extractor, whole=False, masked=True)
     if isinstance(encoder, FusedEncoder | MoweEncoder):
         raise UserError(FUSED)
+    if foreign := [type(part) for part in encoder.modules() if is_foreign(type(part).__module__)]:
+        raise UserError(
+            f"--to onnx: {foreign[0].__name__} of {foreign[0].__module__} is neither code of uniaudio nor of "
+            "transformers, and no export holds it"
+        )
     raise UserError(
         f"--to onnx: encoders of the model type {encoder.model_type} cannot be exported, because their frames are not "
         "the output of a module of transformers but computed from it; use --to hf"

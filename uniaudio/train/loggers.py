@@ -181,7 +181,9 @@ def describe_end(config: RunConfig, step: int) -> str:
     """Say where the results of a finished run are, and what comes next."""
     run_dir = Path(config.output_dir)
     folder = shlex.quote(str(run_dir))
-    following = [f"uniaudio report {folder}", f"uniaudio export {folder} {shlex.quote(run_dir.name)}_encoder"]
+    following = [f"uniaudio report {folder}"]
+    if not any(":" in each.kind or each.trust_remote_code for each in config.encoders.values()):
+        following.append(f"uniaudio export {folder} {shlex.quote(run_dir.name)}_encoder")
     return f"finished at step {step}; results are in {run_dir}; next: {' or '.join(following)}"
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from uniaudio.model.init_args import InitArgsModule, Stock
 from uniaudio.ragged import Ragged
@@ -23,6 +23,7 @@ class AudioEncoder(InitArgsModule):
         layer: where it calls its layers one by one, the function that applies one; what ``compile_layers`` replaces.
         layer_dims: widths of the hidden states that ``layers`` returns, the last one is ``dim``.
         fixed_parameters: names of the parameters that its family never trains, such as Whisper's sinusoids.
+        initial_sha256: of a class that a config names as ``module:Class``, the hash of its tensors as it was made.
     """
 
     dim: int
@@ -32,6 +33,7 @@ class AudioEncoder(InitArgsModule):
     recomputes: bool = False
     layer_dims: tuple[int, ...]
     fixed_parameters: Sequence[str] = ()
+    initial_sha256: str = ""
 
     @property
     def model_type(self) -> str:
@@ -51,6 +53,14 @@ class AudioEncoder(InitArgsModule):
             if isinstance(part, AudioEncoder):
                 for name in part.fixed_parameters:
                     part.get_parameter(name).requires_grad_(False)
+
+    def train(self, mode: bool = True) -> AudioEncoder:
+        """Switch to training, batch norms aside: statistics of a batch would tie its clips together."""
+        super().train(mode)
+        for module in self.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.eval()
+        return self
 
     def num_frames(self, samples: int) -> int:
         """Return the number of frames that a clip of ``samples`` at 16 kHz gives; at least one."""

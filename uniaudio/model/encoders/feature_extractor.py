@@ -52,14 +52,6 @@ class ChunkedAudioEncoder(AudioEncoder):
         """Return the frames of all chunks of a clip."""
         return sum(self.count_frames(chunk) for chunk in list_chunk_lengths(samples, self.chunk))
 
-    def train(self, mode: bool = True) -> ChunkedAudioEncoder:
-        """Switch to training, batch norms aside: statistics of a batch would tie its clips together."""
-        super().train(mode)
-        for module in self.modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                module.eval()
-        return self
-
     def forward(self, audio: Ragged, layers: bool = False, masks: Tensor | None = None) -> Encoded:
         """Encode C clips of int16 or float samples to frames ``[A, E]``."""
         counts = torch.tensor([self.num_frames(n) for n in audio.lengths.tolist()], dtype=torch.int64)

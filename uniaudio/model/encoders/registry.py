@@ -11,14 +11,10 @@ from typing import Any
 
 from uniaudio.config.encoders import LISTENING, EncoderConfig, select_given
 from uniaudio.config.nearest import suggest_name
-from uniaudio.config.trust import (
-    NO_TRUST,
-    Trust,
-    import_code,
-    require_remote_code,
-)
+from uniaudio.config.trust import NO_TRUST, Trust, require_remote_code
 from uniaudio.errors import UserError, convert_to_user_error, prefix_user_errors
 from uniaudio.model.encoders.base import AudioEncoder
+from uniaudio.model.encoders.imported import load_imported_encoder
 from uniaudio.model.model_files import RANDOM, fetch_model_config, read_model_config, refuse_unusable_files
 
 
@@ -208,7 +204,7 @@ def load_audio_encoder(
         UserError: for an architecture that is not known, settings that it does not take, or files that do not fit.
     """
     if ":" in config.kind:
-        encoder = load_imported_encoder(config, where, trust)
+        encoder = load_imported_encoder(config, where, seed, trust)
     else:
         encoder = load_known_encoder(config, where, seed, trust)
     encoder.keep_fixed_parameters()
@@ -234,12 +230,6 @@ def find_family(config: EncoderConfig, where: str) -> tuple[str, Family]:
     Raises:
         UserError: when the config says another kind, or nobody knows the architecture.
     """
-    with prefix_user_errors(where):
-        folder = fetch_model_config(config.path, config.revision)
-        if not config.path.startswith(RANDOM):
-            refuse_unusable_files(config.path, "weights", config.revision)
-        values = read_model_config(folder)
-    kind = values["model_type"]
     if config.kind not in ("auto", "remote") and config.kind not in FAMILIES:
         known = ["auto", "remote", *FAMILIES]
         raise UserError(
@@ -247,6 +237,12 @@ def find_family(config: EncoderConfig, where: str) -> tuple[str, Family]:
             f"{', '.join(known)}{suggest_name(config.kind, known)}; your own class is written "
             "module:Class"
         )
+    with prefix_user_errors(where):
+        folder = fetch_model_config(config.path, config.revision)
+        if not config.path.startswith(RANDOM):
+            refuse_unusable_files(config.path, "weights", config.revision)
+        values = read_model_config(folder)
+    kind = values["model_type"]
     if config.kind == "remote" or (config.kind == "auto" and "auto_map" in values and kind not in FAMILIES):
         return kind, HF_AUTO
     if kind not in FAMILIES:
@@ -280,31 +276,6 @@ def choose_settings(config: EncoderConfig, family: Family, kind: str, where: str
         if name not in family.settings and name != "trust_remote_code":
             raise UserError(f"{where}.{name}: a {kind} encoder has no such setting; leave it out")
     return {name: value for name, value in given.items() if name in family.settings}
-
-
-def import_encoder_class(config: EncoderConfig, where: str, trust: Trust) -> type[AudioEncoder]:
-    """Return the user's own encoder class from a module that Python can import.
-
-    Raises:
-        UserError: when that was not allowed, there is no such module or class, or it is no ``AudioEncoder``.
-    """
-    kind = import_code(config.kind, where, trust)
-    if not (isinstance(kind, type) and issubclass(kind, AudioEncoder)):
-        raise UserError(f"{where}.kind: {config.kind} is not a subclass of uniaudio's AudioEncoder")
-    return kind
-
-
-def load_imported_encoder(config: EncoderConfig, where: str, trust: Trust) -> AudioEncoder:
-    """Make the user's own encoder: ``Class(path, **settings)``.
-
-    Raises:
-        UserError: when it cannot be imported or does not take the settings.
-    """
-    kind = import_encoder_class(config, where, trust)
-    try:
-        return kind(config.path, **config.settings)
-    except TypeError as problem:
-        raise UserError(f"{where}: {config.kind} does not take these settings ({problem})") from problem
 
 
 def is_local_path(path: str) -> bool:
