@@ -103,8 +103,8 @@ def compare_answers(
     if one and one.keys() == two.keys() and all(one[i]["reference"] == two[i]["reference"] for i in one):
         two = {name: two[name] for name in one}  # in the same order
         if metric in LOWER_IS_BETTER or metric in CLASS_METRICS:
-            sums = [sum_answers(list(side.values()), metric, scoring) for side in (one, two)]
-            return compare_bootstrap(*sums, lower_is_better=metric in LOWER_IS_BETTER)
+            before, after = (sum_answers(list(side.values()), metric, scoring) for side in (one, two))
+            return compare_bootstrap(before, after, lower_is_better=metric in LOWER_IS_BETTER)
         if metric == "accuracy":
             return compare_pairs(*([bool(item["right"]) for item in side.values()] for side in (one, two)))
     gain = float(second["score"]) - float(first["score"])
