@@ -34,7 +34,7 @@ def construct_plainly() -> Iterator[None]:
 
 def find_graph_tool() -> str | None:
     """Return what is making one graph of a forward pass, None where nothing is."""
-    if torch.jit.is_tracing():
+    if torch.jit.is_tracing():  # type: ignore[attr-defined]
         return "torch.jit.trace"
     is_exporting = getattr(torch.compiler, "is_exporting", None)  # which older releases do not have
     return "torch.export" if is_exporting is not None and is_exporting() else None
