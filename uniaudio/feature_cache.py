@@ -13,9 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FunctionType, ModuleType
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
@@ -66,10 +64,9 @@ def hash_model(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def view_bytes(tensor: Tensor) -> NDArray[np.uint8]:
+def view_bytes(tensor: Tensor) -> memoryview:
     """Return the bytes of a tensor's values."""
-    values: NDArray[np.uint8] = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
-    return values
+    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
 
 
 def is_foreign(module: str) -> bool:
