@@ -248,6 +248,16 @@ def test_whole_numbers_that_are_classes(tmp_path, place):
     assert template.labels == tuple(map(str, range(11)))
 
 
+def test_a_few_texts_among_numbers(tmp_path, place):
+    """One in a hundred, as `unknown` among ages: labels behind the numbers, and no column of folds."""
+    rows = [{"age": f"{9 + n % 3}", "fold": str(1 + n % 5)} for n in range(100)]
+    rows[7] |= {"age": "unknown", "fold": "none"}
+    write_manifest(place, rows)
+    text, recipe, _ = new(tmp_path, place)
+    assert recipe.train[0].templates[0].labels == ("9", "10", "11", "unknown")
+    assert "by a hash of" in text
+
+
 def test_several_languages_and_scripts(tmp_path, place):
     texts = [
         ("de", "grüß dich"),

@@ -23,6 +23,7 @@ from uniaudio.data.column_names import (
     TRANSCRIPTS,
     simplify_name,
 )
+from uniaudio.data.jinja_comparison import NUMBER
 from uniaudio.data.scaffold.column_profiles import ColumnProfile
 from uniaudio.data.sources.class_names import MOST_CLASSES
 from uniaudio.errors import UserError
@@ -182,7 +183,7 @@ def classify_label(profile: ColumnProfile, reason: str, where: str) -> Answer:
     separator = profile.find_separator()
     is_tags = profile.is_list or separator is not None
     counts = profile.split_values(separator) if separator is not None else profile.values
-    labels = tuple(sorted(counts, key=float if profile.is_numeric else None))
+    labels = tuple(sorted(counts, key=rank_number if profile.is_numeric else None))
     if len(labels) == 1:
         raise UserError(
             f"{where}: all {profile.filled:,} rows have the same `{profile.name}`, {labels[0]}; a "
@@ -195,6 +196,12 @@ def classify_label(profile: ColumnProfile, reason: str, where: str) -> Answer:
         mark = separator if separator is not None else choose_separator(labels)
         return Answer(profile.name, "tags", closed, mark, profile.is_list, reason=reason)
     return Answer(profile.name, "label", closed, is_flag=profile.is_flag, reason=reason)
+
+
+def rank_number(label: str) -> tuple[bool, float, str]:
+    """Return what sorts numbers by their size, and behind them the few texts of a column of numbers."""
+    is_number = NUMBER.fullmatch(label) is not None
+    return not is_number, float(label) if is_number else 0.0, label
 
 
 def choose_separator(labels: Collection[str]) -> str:

@@ -137,7 +137,7 @@ def divide_by_fold(
     """Divide by a column of folds: the last one is the test split."""
     for column in find_columns(profiles, FOLDS):
         profile = profiles[column]
-        if not profile.is_numeric or profile.fractions or not 2 <= profile.different <= MOST_FOLDS:
+        if profile.numbers < profile.filled or profile.fractions or not 2 <= profile.different <= MOST_FOLDS:
             continue
         last = max(int(float(value)) for value in profile.values)
         splits = {
