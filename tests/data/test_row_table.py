@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
@@ -129,6 +130,23 @@ def test_a_large_manifest_is_parsed_once(tone_run, monkeypatch, tmp_path):
     assert again.fingerprint(["label"]) == label
     assert [row.key for row in again.rows()] == [row.key for row in first.rows()]
     assert not tests & {row.key for row in again.rows()}
+
+
+def test_old_files_of_another_user_stay_and_hinder_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(row_table, "SHARED_ROWS", 1)
+    theirs = tmp_path / "theirs.rows"
+    theirs.write_bytes(b"x")
+    os.utime(theirs, (0, 0))
+    unlink = Path.unlink
+
+    def refuse(path, missing_ok=False):
+        if path == theirs:
+            raise PermissionError(13, "Permission denied")
+        unlink(path, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    assert isinstance(share_rows(ROWS, tmp_path), RowTable)
+    assert theirs.exists()
 
 
 def test_a_folder_that_cannot_be_written_leaves_the_rows_as_they_are(tmp_path, monkeypatch):

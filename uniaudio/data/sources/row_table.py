@@ -243,8 +243,6 @@ def remove_old_files(folder: Path) -> None:
     """Remove files that nobody has opened for long; those that are mapped stay readable."""
     until = time.time() - KEPT_SECONDS
     for file in folder.iterdir():
-        try:
+        with contextlib.suppress(OSError):  # another process was faster, or it is another user's
             if file.stat().st_mtime < until:
                 file.unlink()
-        except FileNotFoundError:  # another process was faster
-            continue
