@@ -215,8 +215,18 @@ def decode_stream(
         mono = soxr.resample(mono, rate, SAMPLE_RATE, quality="HQ")
     if not len(mono):
         raise RowError("empty audio", name)
-    mono = np.multiply(mono, np.float32(QUANTA))
-    return np.clip(np.rint(mono, out=mono), -32768, 32767, out=mono).astype(np.int16)
+    return quantize_samples(mono)
+
+
+def quantize_samples(wave: NDArray[np.float32]) -> NDArray[np.int16]:
+    """Return float samples as int16, those beyond full scale limited to it."""
+    scaled = np.multiply(wave, np.float32(QUANTA))
+    return np.clip(np.rint(scaled, out=scaled), -32768, 32767, out=scaled).astype(np.int16)
+
+
+def scale_to_floats(samples: NDArray[np.int16]) -> NDArray[np.float32]:
+    """Return int16 samples as floats in [-1, 1)."""
+    return samples.astype(np.float32) / np.float32(QUANTA)
 
 
 def mix_channels(samples: NDArray[np.float32], notices: list[str] | None) -> NDArray[np.float32]:

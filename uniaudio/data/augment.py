@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from uniaudio.config.records import Strict
-from uniaudio.data.audio import QUANTA
+from uniaudio.data.audio import quantize_samples, scale_to_floats
 from uniaudio.data.sources.folder_walk import describe_left_out
 from uniaudio.data.waveform_transforms import (
     Band,
@@ -160,8 +160,8 @@ class Augmenter:
         Raises:
             RowError: when a noise or response that was drawn cannot be read.
         """
-        wave = samples.astype(np.float32) / np.float32(QUANTA)
+        wave = scale_to_floats(samples)
         for transform in self.transforms:
             if rng.random() < transform.p and len(wave) > 1:
                 wave = transform.apply(wave, rng)
-        return np.clip(np.rint(wave * QUANTA), -32768, 32767).astype(np.int16)
+        return quantize_samples(wave)

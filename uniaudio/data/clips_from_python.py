@@ -12,7 +12,7 @@ import soxr
 import torch
 from numpy.typing import NDArray
 
-from uniaudio.data.audio import QUANTA, decode, mix_channels
+from uniaudio.data.audio import decode, mix_channels, scale_to_floats
 from uniaudio.errors import RowError, UserError, convert_to_user_error, require_number
 from uniaudio.types import SAMPLE_RATE
 
@@ -146,7 +146,7 @@ def decode_samples(
 ) -> NDArray[np.float32]:
     """Return the samples of a file or of encoded bytes."""
     try:
-        return decode(source, max_seconds, name, suffix=suffix).astype(np.float32) / np.float32(QUANTA)
+        return scale_to_floats(decode(source, max_seconds, name, suffix=suffix))
     except RowError as problem:
         raise UserError(str(problem)) from problem
 
@@ -163,7 +163,7 @@ def scale_samples(waveform: Waveform, name: str) -> NDArray[np.float32]:
             f"not the shape {samples.shape}"
         )
     if samples.dtype == np.int16:
-        samples = samples.astype(np.float32) / np.float32(QUANTA)
+        samples = scale_to_floats(samples)
     elif np.issubdtype(samples.dtype, np.floating):
         samples = samples.astype(np.float32)
     else:
@@ -187,8 +187,3 @@ def resample(samples: NDArray[np.float32], rate: int, name: str) -> NDArray[np.f
     if not len(samples):
         raise UserError(f"{name}: nothing is left of the waveform at 16 kHz")
     return samples
-
-
-def quantize_samples(samples: NDArray[np.float32]) -> NDArray[np.int16]:
-    """Return float samples as int16, as files are decoded."""
-    return np.clip(np.rint(samples * np.float32(QUANTA)), -32768, 32767).astype(np.int16)

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from uniaudio.config.records import Strict, list_texts
-from uniaudio.data.audio import QUANTA, decode
+from uniaudio.data.audio import decode, scale_to_floats
 from uniaudio.data.sources.folder_walk import SUFFIXES, describe_suffix, walk_files
 from uniaudio.errors import RowError
 from uniaudio.types import SAMPLE_RATE
@@ -51,7 +51,7 @@ def find_audio_files(folder: str) -> tuple[tuple[Path, ...], Counter[str]]:
 
 @lru_cache(maxsize=128)
 def decode_file(path: Path) -> Wave:
-    return decode(path, LONGEST_FILE, str(path)).astype(np.float32) / np.float32(QUANTA)
+    return scale_to_floats(decode(path, LONGEST_FILE, str(path)))
 
 
 def load_random_file(folder: str, rng: random.Random) -> Wave:

@@ -59,23 +59,21 @@ class WorkerPlaces:
     """The data workers of this process, by which the row that each is at can be told."""
 
     def __init__(self) -> None:
-        self.references: list[weakref.ref[Any]] = []
+        self.workers: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()  # by identity
 
     def add(self, worker: Any) -> None:
         """Know a worker (with ``pid`` and ``at`` in shared memory) as long as it is referred to elsewhere."""
-        self.references = [each for each in self.references if each() is not None] + [weakref.ref(worker)]
+        self.workers[id(worker)] = worker
 
     def has(self, worker: Any) -> bool:
         """Return whether a worker is known; one that serves in this process alone is not."""
-        return any(each() is worker for each in self.references)
+        return id(worker) in self.workers
 
     def row_of(self, pids: str) -> str:
         """Return the row that the first known of some processes was at, or an empty text."""
-        for pid in re.findall(r"\d+", pids):
-            for worker in [each() for each in self.references]:
-                if worker is not None and worker.pid.value == int(pid):
-                    return read_current_row(worker)
-        return ""
+        by_pid = {worker.pid.value: worker for worker in self.workers.values()}
+        dead = [by_pid[int(pid)] for pid in re.findall(r"\d+", pids) if int(pid) in by_pid]
+        return read_current_row(dead[0]) if dead else ""
 
 
 PLACES = WorkerPlaces()

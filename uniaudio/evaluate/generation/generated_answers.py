@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from uniaudio.data.clips_from_python import AudioInput, quantize_samples, read_samples
+from uniaudio.data.audio import quantize_samples
+from uniaudio.data.clips_from_python import AudioInput, read_samples
 from uniaudio.data.collate import collate_prompts
 from uniaudio.data.prompt_tokens import ChatFormat
 from uniaudio.data.template import AUDIO
