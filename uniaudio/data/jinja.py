@@ -146,13 +146,8 @@ def convert_template_errors(source: str, where: str) -> Iterator[None]:
         raise UserError(f"{where}: {problem.message} in {shown!r}") from problem
     except (RecursionError, MemoryError, SyntaxError) as problem:
         raise UserError(f"{where}: is nested too deeply in {shown!r}") from problem
-    except (
-        ArithmeticError,
-        LookupError,
-        TypeError,
-        ValueError,
-        AttributeError,
-    ) as problem:  # of a constant text
+    # of a constant text, which is worked out at once
+    except (ArithmeticError, LookupError, TypeError, ValueError, AttributeError) as problem:
         raise UserError(f"{where}: {read_first_line(problem)} in {shown!r}") from problem
 
 

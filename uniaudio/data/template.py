@@ -242,12 +242,7 @@ def read_labels(data: TemplateFile, path: Path) -> tuple[str, ...] | None:
     return tuple(str(label) for label in read_label_set(stated, path.parent, f"{path}: {key}"))
 
 
-def check_inputs(
-    data: TemplateFile,
-    prompts: tuple[Text, ...],
-    target: Text | None,
-    path: Path,
-) -> None:
+def check_inputs(data: TemplateFile, prompts: tuple[Text, ...], target: Text | None, path: Path) -> None:
     """Every variable that is used must be declared, every declared one used; `labels` is always there to use."""
     used_by = {f"prompts[{i}]": prompt.names for i, prompt in enumerate(prompts)}
     used_by["target"] = target.names if target else frozenset({str(data.target_one_of)})

@@ -7,10 +7,8 @@ from dataclasses import dataclass
 from uniaudio.data.containers.riff import Read
 
 MARK = b"fLaC"
-FRAME_MARKS = (
-    b"\xff\xf8",
-    b"\xff\xf9",
-)  # of frames with as many samples each, which nearly all have, and others
+# of frames with as many samples each, which nearly all have, and others
+FRAME_MARKS = (b"\xff\xf8", b"\xff\xf9")
 INFO_END = 42  # bytes: the mark, and the first block of metadata with its header
 TOTAL = (1 << 36) - 1  # of the header's number of samples
 MAX_FRAME = 1 << 16  # bytes, where the header does not say

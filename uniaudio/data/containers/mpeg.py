@@ -10,11 +10,8 @@ from uniaudio.errors import RowError
 JUNK = 1 << 16  # bytes before the first frame that are looked through
 FRAMES_IN_A_ROW = 3  # that make a frame out of what may be anything
 SLACK = 512  # bytes, besides a hundredth, by which the stated size may be wrong
-RATES = {
-    3: (44100, 48000, 32000),
-    2: (22050, 24000, 16000),
-    0: (11025, 12000, 8000),
-}  # by the bits of the version
+# by the bits of the version
+RATES = {3: (44100, 48000, 32000), 2: (22050, 24000, 16000), 0: (11025, 12000, 8000)}
 KBITS = {  # by (whether MPEG 1, layer)
     (True, 1): (32, 64, 96, 128, 160, 192, 224, 256, 288, 320, 352, 384, 416, 448),
     (True, 2): (32, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384),

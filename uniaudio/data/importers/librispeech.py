@@ -7,13 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from uniaudio.config.text_files import compose
-from uniaudio.data.importers.base import (
-    ImportedData,
-    Importer,
-    ImportOptions,
-    list_skipped_counts,
-    make_name,
-)
+from uniaudio.data.importers.base import ImportedData, Importer, ImportOptions, list_skipped_counts, make_name
 from uniaudio.data.sources.manifest import read_lines
 from uniaudio.errors import UserError
 

@@ -13,11 +13,8 @@ from uniaudio.data.importers.base import ImportedData, Importer, ImportOptions, 
 from uniaudio.data.sources.paths import expand_braces, is_remote
 from uniaudio.errors import UserError
 
-TASKS = (
-    "src/xares_llm/tasks",
-    "xares_llm/tasks",
-    "tasks",
-)  # in a checkout, an installed package, the package's folder
+# in a checkout, an installed package, the package's folder
+TASKS = ("src/xares_llm/tasks", "xares_llm/tasks", "tasks")
 ALSO_READ = ("captions", "caption", "text")  # keys that its loader tries behind those that a set states
 # its metric -> metric of a template; FENSE and DATE need models of their package, so METEOR takes their place here
 METRICS = {

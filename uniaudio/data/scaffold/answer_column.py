@@ -32,11 +32,8 @@ Kind = Literal["label", "tags", "number", "transcript", "caption", "reply", "tex
 MOST_UNDECODED = 0.01  # share of rows that may hold bytes of another encoding, and are skipped
 FEW_VALUES, FEW_WORDS = 50, 4  # of a column called as a text that is a label all the same
 NO_ANSWERS = frozenset((*CLIPS, *GROUPS, *IDS, *SPLITS, *FOLDS, *LANGUAGES, *OTHERS, *QUESTIONS))
-UNSPACED = (
-    ("\u3040", "\u30ff"),
-    ("\u3400", "\u9fff"),
-    ("\u0e00", "\u0eff"),
-)  # scripts without blanks between words
+# scripts without blanks between words
+UNSPACED = (("\u3040", "\u30ff"), ("\u3400", "\u9fff"), ("\u0e00", "\u0eff"))
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from uniaudio.data.card import DatasetCard
-from uniaudio.data.sources.manifest import EMPTY_CELLS, read_jsonl, read_table
+from uniaudio.data.sources.manifest import clear_empty_cells, make_keyed_error, read_jsonl, read_table
 from uniaudio.data.sources.parquet_values import read_parquet_rows
 from uniaudio.errors import RowError, UserError
 
@@ -60,14 +60,12 @@ def read_metadata(
         refuse_without_paths(card, lines, file)
         for number, row in enumerate(lines, 1):
             if isinstance(row, RowError):
-                errors.append(
-                    make_located_error(row.reason, f"{file}: {row.detail}", f"{file.name} {row.key}")
-                )
+                errors.append(make_keyed_error(row.reason, f"{file}: {row.detail}", f"{file.name} {row.key}"))
                 continue
             paths = {audio: row.get(column) for audio, column in find_path_columns(card, row).items()}
             if not paths or not all(isinstance(path, str) and path for path in paths.values()):
                 detail = f"{file}: row {number} names no file"
-                errors.append(make_located_error("missing column", detail, f"{file.name} row {number}"))
+                errors.append(make_keyed_error("missing column", detail, f"{file.name} row {number}"))
                 continue
             named = {audio: locate(str(path), file, folder, spelled) for audio, path in paths.items()}
             if folder != file.parent and folder.is_relative_to(file.parent) and is_outside(named.values()):
@@ -79,12 +77,6 @@ def read_metadata(
         rows += nearest
         described |= {row.name for row in nearest}
     return rows, errors
-
-
-def make_located_error(reason: str, detail: str, key: str) -> RowError:
-    error = RowError(reason, detail)
-    error.key = key
-    return error
 
 
 def choose_first_of_folders(metadata: Iterable[Path], left_out: Counter[str]) -> list[Path]:
@@ -102,12 +94,7 @@ def read_rows(file: Path) -> list[dict[str, Any] | RowError]:
         return read_jsonl(file)
     if file.suffix == ".parquet":
         return list(read_parquet_rows(file))
-    return [
-        row
-        if isinstance(row, RowError)
-        else {name: None if value in EMPTY_CELLS else value for name, value in row.items()}
-        for row in read_table(file)
-    ]
+    return [row if isinstance(row, RowError) else clear_empty_cells(row) for row in read_table(file)]
 
 
 def find_path_columns(card: DatasetCard, row: Mapping[str, Any]) -> dict[str, str]:

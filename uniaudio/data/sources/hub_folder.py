@@ -51,12 +51,7 @@ class HubFolderSource(ListedSource):
         super().__init__(card, split, rows, Path())
 
     def fetch_metadata(
-        self,
-        card: DatasetCard,
-        root: str,
-        metadata: Sequence[HubFile],
-        clips: Collection[str],
-        what: str,
+        self, card: DatasetCard, root: str, metadata: Sequence[HubFile], clips: Collection[str], what: str
     ) -> tuple[list[MetadataRow], list[RowError]]:
         """Read metadata files as ``read_metadata`` does, each with one request.
 

@@ -93,10 +93,15 @@ def read_table(path: Path) -> list[dict[str, Any] | RowError]:
                     rows.append(dict(zip(header, fields, strict=True)))
             begin = start + reader.line_num if not problem else begin + 1
         if problem:
-            broken = RowError("broken metadata", f"line {begin}: {problem}")
-            broken.key = f"line {begin}"
-            rows.append(broken)
+            rows.append(make_keyed_error("broken metadata", f"line {begin}: {problem}", f"line {begin}"))
     return rows
+
+
+def make_keyed_error(reason: str, detail: str, key: str) -> RowError:
+    """Return the error of a row whose key is known."""
+    error = RowError(reason, detail)
+    error.key = key
+    return error
 
 
 def choose_table_format(path: Path, header: str) -> dict[str, Any]:
@@ -174,7 +179,12 @@ class CsvSource(ListedSource):
         super().__init__(card, split, name_rows(read_table_with_lengths, path, card), path.parent, path)
 
     def with_values(self, columns: Mapping[str, Any]) -> Mapping[str, Any]:
-        return {name: None if value in EMPTY_CELLS else value for name, value in columns.items()}
+        return clear_empty_cells(columns)
+
+
+def clear_empty_cells(columns: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the columns of a row of a table, with no value where the cell is empty."""
+    return {name: None if value in EMPTY_CELLS else value for name, value in columns.items()}
 
 
 def read_table_with_lengths(path: Path) -> list[dict[str, Any] | RowError]:

@@ -68,7 +68,7 @@ class TarReader:
             start, name = self.at, None
             while (info := self.read_header()) is not None:
                 if info.type in LONG_NAME or info.type in PAX:
-                    name = self.long_name(info) or name
+                    name = self.read_long_name(info) or name
                     continue
                 # links and folders may state a size, but nothing follows their header
                 if info.isreg() or info.type not in tarfile.SUPPORTED_TYPES:
@@ -114,14 +114,14 @@ class TarReader:
         self.leave(size)
         return None
 
-    def long_name(self, info: tarfile.TarInfo) -> str | None:
+    def read_long_name(self, info: tarfile.TarInfo) -> str | None:
         """Return the name that a GNU or pax header gives to the member behind it."""
         at = self.at
         if info.size > LARGEST_TEXT:
             raise BrokenShardError(f"{self.place}: damaged at byte {at} (a name of {info.size} bytes)")
         content = self.take(info.size)
         try:
-            return long_name(info, content)
+            return parse_long_name(info, content)
         except ValueError as problem:
             raise BrokenShardError(f"{self.place}: damaged at byte {at} ({problem})") from problem
 
@@ -150,7 +150,7 @@ def pad_to_records(size: int) -> int:
     return -(-size // RECORD) * RECORD
 
 
-def long_name(info: tarfile.TarInfo, content: bytes) -> str | None:
+def parse_long_name(info: tarfile.TarInfo, content: bytes) -> str | None:
     """Return the name in the content of a GNU or pax header, if there is one.
 
     Raises:

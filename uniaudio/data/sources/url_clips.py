@@ -171,11 +171,8 @@ class OpenedClips:
     """The clips that a process used last; those before are forgotten, and what is known of their addresses, too."""
 
     def __init__(self) -> None:
-        self.lock, self.clips, self.process = (
-            threading.Lock(),
-            OrderedDict[UrlClip, OpenedClip](),
-            os.getpid(),
-        )
+        self.lock, self.process = threading.Lock(), os.getpid()
+        self.clips: OrderedDict[UrlClip, OpenedClip] = OrderedDict()
 
     def open(self, clip: UrlClip) -> OpenedClip:
         """Return what is known of a clip, after a request where nothing is."""
