@@ -38,6 +38,17 @@ def test_a_replayed_pairing_counts_once(tone_run):
     assert recipe.compute_train_shares() == pytest.approx([1.0])
 
 
+def test_a_replayed_pairing_keeps_its_own_augmentation(tone_run):
+    gain, speed = [{"gain": {"db": [3, 6]}}], [{"speed": {"factor": [0.9, 1.1]}}]
+    write(tone_run, "old", train=[{**LINE, "augment": gain}])
+    replay = [{"recipe": "old", "share": 0.25}]
+    same = load_recipe(write(tone_run, "same", train=[{**LINE, "augment": gain}], replay=replay))
+    assert same.compute_train_shares() == pytest.approx([1.0])
+    other = load_recipe(write(tone_run, train=[{**LINE, "augment": speed}], replay=replay))
+    assert other.compute_train_shares() == pytest.approx([0.75, 0.25])
+    assert [entry.augmenter.steps[0].gain is not None for entry in other.train] == [False, True]
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

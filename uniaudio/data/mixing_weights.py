@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from uniaudio.data.card import DatasetCard
 from uniaudio.data.recipe_entries import Entry
@@ -66,7 +67,10 @@ def join_pairings(entries: list[Entry]) -> list[Entry]:
 
 
 def is_same_pairing(one: Entry, other: Entry) -> bool:
-    return one.name == other.name and all(
-        getattr(one, part) == getattr(other, part)
-        for part in ("split", "constants", "label_sets", "long_clips")
-    )
+    """Return whether two entries ask the same of the same rows, their clips changed in the same way."""
+
+    def list_parts(entry: Entry) -> tuple[Any, ...]:
+        steps = entry.augmenter.steps if entry.augmenter is not None else ()
+        return entry.name, entry.constants, entry.label_sets, entry.long_clips, steps
+
+    return list_parts(one) == list_parts(other)
