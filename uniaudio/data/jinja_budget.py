@@ -70,8 +70,7 @@ class RenderBudget(threading.local):
             raise TemplateLimitError(
                 f"the template takes more than {STEPS:,} steps of loops, calls and filters"
             )
-        if self.size > SIZE:
-            raise TemplateLimitError(f"the template renders more than {SIZE:,} characters")
+        self.allow(0)
         if time.monotonic() > self.deadline:
             raise TemplateLimitError(f"the template takes more than {SECONDS:g} s")
 

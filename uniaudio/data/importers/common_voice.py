@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 from typing import Any, ClassVar
 
 from uniaudio.data.importers.base import ImportedData, Importer, ImportOptions, make_name
 from uniaudio.data.segment import read_number
-from uniaudio.errors import UserError, convert_to_user_error
+from uniaudio.data.sources.manifest import read_table
+from uniaudio.errors import RowError, UserError
 
 TABLES = {"train": "train", "validation": "dev", "test": "test"}  # splits and their tables
 WHOLE = "validated"  # the table of all clips that were validated, of which the three others are parts
@@ -35,19 +35,16 @@ class CommonVoiceImporter(Importer):
             notes = [
                 f"there is no train.tsv: training uses all of {WHOLE}.tsv, including the rows of the test set"
             ]
-        first = read_first_row(folder / f"{splits['train']['name']}.tsv")
-        suffix = "" if Path(first["path"]).suffix else ".mp3"  # early releases leave it out
-        name = make_name(f"common_voice_{first.get('locale') or folder.name}")
+        rows = read_sentences(folder / f"{splits['train']['name']}.tsv")
+        suffix = "" if Path(rows[0]["path"]).suffix else ".mp3"  # early releases leave it out
+        name = make_name(f"common_voice_{rows[0].get('locale') or folder.name}")
         data = ImportedData(notes=notes)
-        keys: dict[str, Any] = {}
-        hours = sum_hours(folder, f"{splits['train']['name']}.tsv")
-        if hours:
-            keys["hours"] = hours
+        hours = {"hours": stated} if (stated := sum_hours(folder, rows)) else {}
         data.add_card(
             name,
             load={"csv": str(folder.absolute())},
             license="CC0-1.0",
-            **keys,
+            **hours,
             audio=f"clips/{{{{ path }}}}{suffix}",
             columns={"text": "{{ sentence }}"},
             splits=splits,
@@ -73,35 +70,24 @@ def find_language_folder(source: Path) -> Path:
     raise UserError(f"{source}: holds {several if below else 'no train.tsv of Common Voice'}")
 
 
-def read_first_row(table: Path) -> dict[str, str]:
-    """Return the first row of a table.
+def read_sentences(table: Path) -> list[dict[str, Any]]:
+    """Return the rows of a table that can be read.
 
     Raises:
-        UserError: when it has none, or lacks the columns of Common Voice.
+        UserError: when there is none, or it lacks the columns of Common Voice.
     """
-    with (
-        convert_to_user_error(f"{table}: cannot be read"),
-        table.open(encoding="utf-8-sig", newline="") as file,
-    ):
-        row = next(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE), None)
-    if row is None or not row.get("path") or "sentence" not in row:
+    rows = [row for row in read_table(table) if not isinstance(row, RowError)]
+    if not rows or not rows[0].get("path") or "sentence" not in rows[0]:
         raise UserError(
             f"{table}: has no rows with `path` and `sentence`, so it is not a table of Common Voice"
         )
-    return row
+    return rows
 
 
-def sum_hours(folder: Path, table: str) -> float | None:
-    """Return the hours of a table's clips where the release states their durations."""
+def sum_hours(folder: Path, rows: list[dict[str, Any]]) -> float:
+    """Return the hours of the clips of rows; 0 where the release does not state their durations."""
     if not (folder / DURATIONS).is_file():
-        return None
-    with convert_to_user_error(f"{folder / DURATIONS}: cannot be read"):
-        with (folder / DURATIONS).open(encoding="utf-8", newline="") as file:
-            rows = csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
-            next(rows, None)
-            milliseconds = {row[0]: read_number(row[1]) or 0.0 for row in rows if len(row) > 1}
-        with (folder / table).open(encoding="utf-8-sig", newline="") as file:
-            clips = [
-                row.get("path") or "" for row in csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
-            ]
-    return round(sum(milliseconds.get(clip, 0.0) for clip in clips) / 3_600_000, 3) or None
+        return 0.0
+    stated = [list(row.values()) for row in read_table(folder / DURATIONS) if not isinstance(row, RowError)]
+    milliseconds = {row[0]: read_number(row[1]) or 0.0 for row in stated if len(row) > 1}
+    return round(sum(milliseconds.get(row["path"], 0.0) for row in rows) / 3_600_000, 3)

@@ -295,7 +295,7 @@ class HttpFile(JumpStream):
     def keep(self, first: int, last: int) -> None:
         """Fetch the bytes ``first`` to ``last`` in one request, for the reads that follow."""
         self.kept_from, self.kept = first, b""
-        self.kept = self.fetch(first, last - first + 1)
+        self.kept = fetch_range(self.url, first, last - first + 1, self.timeout)
 
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
         wanted = min(len(buffer), self.size - self.place)
@@ -304,23 +304,24 @@ class HttpFile(JumpStream):
         if not self.kept and (self.size <= BLOCK or self.place + wanted == self.size):
             self.keep(0 if self.size <= BLOCK else max(0, self.size - max(wanted, TAIL)), self.size - 1)
         begin = self.place - self.kept_from
-        is_kept = 0 <= begin < len(self.kept)
-        data = self.kept[begin : begin + wanted] if is_kept else self.fetch(self.place, wanted)
+        data = self.kept[begin : begin + wanted] if begin >= 0 else b""
+        data = data or fetch_range(self.url, self.place, wanted, self.timeout)
         buffer[: len(data)] = data
         self.place += len(data)
         return len(data)
 
-    def fetch(self, first: int, length: int) -> bytes:
-        """Return a part of the file in one request.
 
-        Raises:
-            BrokenShardError, OSError: as ``request_part`` does, and where the connection ends early.
-        """
-        part = request_part(self.url, first, first + length - 1, self.timeout)
-        with part.answer, convert_http_errors(self.url):
-            if part.first != first or part.length != length:
-                raise BrokenShardError(f"{self.url}: the server does not send the requested part")
-            data: bytes = part.answer.read(length)
-        if len(data) != length:
-            raise ConnectionError(f"{self.url}: {len(data)} of {length} bytes came")
-        return data
+def fetch_range(url: str, first: int, length: int, timeout: float) -> bytes:
+    """Return a part of a file in one request.
+
+    Raises:
+        BrokenShardError, OSError: as ``request_part`` does, and where the connection ends early.
+    """
+    part = request_part(url, first, first + length - 1, timeout)
+    with part.answer, convert_http_errors(url):
+        if part.first != first or part.length != length:
+            raise BrokenShardError(f"{url}: the server does not send the requested part")
+        data: bytes = part.answer.read(length)
+    if len(data) != length:
+        raise ConnectionError(f"{url}: {len(data)} of {length} bytes came")
+    return data

@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 from uniaudio.data.encoded_audio import SMALL_FILE, RemoteClip
 from uniaudio.data.sources.base import BrokenShardError
 from uniaudio.data.sources.clip_cache import locate_in_cache, open_cached_clip, store_clip
-from uniaudio.data.sources.http import LOCATIONS, VERSIONS, HttpFile, HttpStream, compute_pause
+from uniaudio.data.sources.http import LOCATIONS, VERSIONS, HttpStream, compute_pause, fetch_range
 from uniaudio.data.sources.paths import HTTP
 from uniaudio.data.sources.url_files import find_store_size, read_store_range
 from uniaudio.errors import RowError, read_first_line
@@ -146,25 +146,18 @@ class OpenedClip:
     def read_range(self, first: int, count: int) -> bytes:
         """Return bytes of the file in one request."""
         if self.clip.url.startswith(HTTP):
-            return HttpFile(self.clip.url, self.clip.timeout).fetch(first, count)
+            return fetch_range(self.clip.url, first, count, self.clip.timeout)
         return read_store_range(self.clip.url, first, count, self.clip.timeout)
 
     def fetch(self) -> Path | bytes:
         """See ``UrlClip.fetch``."""
         with self.lock:
             if self.content is None:
-                self.keep(call_patiently(self.read_whole, self.clip.url))
+                self.keep(call_patiently(lambda: self.read_range(0, self.size), self.clip.url))
         if isinstance(self.content, bytes):
             return self.content
         path = locate_in_cache(self.clip.url)
         return path if path.is_file() else self.read(0, self.size)
-
-    def read_whole(self) -> bytes:
-        """Return the whole file in one request."""
-        if not self.clip.url.startswith(HTTP):
-            return read_store_range(self.clip.url, 0, self.size, self.clip.timeout)
-        with HttpStream(self.clip.url, 0, self.clip.timeout) as stream:
-            return read_all(stream, self.size, self.clip.url)
 
 
 class OpenedClips:
