@@ -12,7 +12,7 @@ from typing import Any
 
 from uniaudio.data.column_names import CLIPS, IDS, simplify_name
 from uniaudio.data.importers.base import read_json_rows
-from uniaudio.data.sources.folder_walk import CLIPS as SUFFIXES
+from uniaudio.data.sources.folder_walk import is_clip
 from uniaudio.data.sources.manifest import read_table
 from uniaudio.data.sources.tar import IN_ARCHIVE
 from uniaudio.errors import RowError, UserError, convert_to_user_error
@@ -102,7 +102,7 @@ def share_of(rows: Sequence[Mapping[str, Any]], column: str, is_true: Any) -> fl
 
 
 def is_clip_name(value: Any) -> bool:
-    return isinstance(value, str) and Path(value).suffix.lower() in SUFFIXES
+    return isinstance(value, str) and is_clip(value)
 
 
 def is_packed_clip(value: Any) -> bool:

@@ -21,8 +21,7 @@ from uniaudio.data.scaffold.clip_column import (
     read_manifest_head,
 )
 from uniaudio.data.sources.folder_metadata import METADATA
-from uniaudio.data.sources.folder_walk import CLIPS as SUFFIXES
-from uniaudio.data.sources.folder_walk import walk_files
+from uniaudio.data.sources.folder_walk import is_clip, walk_files
 from uniaudio.data.sources.hub_repository import describe_repository
 from uniaudio.data.sources.paths import COMPRESSED, TARS, strip_common_folders
 from uniaudio.data.sources.saved_datasets import describe_saved_dataset, is_saved_dataset, list_audio_features
@@ -88,7 +87,7 @@ def find_file_layout(path: Path) -> Layout:
         return find_shard_layout("parquet", path, [path])
     if name.endswith(TARS):
         return find_shard_layout("webdataset", path, [path])
-    if path.suffix.lower() in SUFFIXES:
+    if is_clip(name):
         raise UserError(f"{path} is one recording; name a folder of recordings, or a manifest")
     packed = "; unpack it first" if name.endswith(COMPRESSED) else ""
     raise UserError(
@@ -143,7 +142,7 @@ def find_kind(file: Path) -> str:
     name = file.name.lower()
     if name.endswith(LISTS[:1] + LISTS[2:] + TABLES) and file.name not in METADATA:
         return "manifest"
-    return "clip" if file.suffix.lower() in SUFFIXES else "other"
+    return "clip" if is_clip(name) else "other"
 
 
 def name_folders(folder: Path) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ from typing import Any
 from uniaudio.config.text_files import decode_text
 from uniaudio.data.card import DatasetCard
 from uniaudio.data.sources.folder_metadata import METADATA, MetadataRow, read_metadata
-from uniaudio.data.sources.folder_walk import CLIPS, describe_suffix, walk_files
+from uniaudio.data.sources.folder_walk import describe_suffix, is_clip, walk_files
 from uniaudio.data.sources.in_memory import ListedSource
 from uniaudio.data.sources.split_files import find_split_folder
 from uniaudio.data.sources.webdataset import parse_json_object
@@ -36,7 +36,7 @@ class AudioFolderSource(ListedSource):
         for file in walk_files(folder, self.left_out):
             if file.name in METADATA:
                 metadata.append(file)
-            elif file.suffix.lower() in CLIPS:
+            elif is_clip(file.name):
                 clips.add(file.relative_to(folder).as_posix())
             elif file.suffix.lower() in TEXTS:
                 texts.setdefault(file.relative_to(folder).with_suffix("").as_posix(), []).append(file)

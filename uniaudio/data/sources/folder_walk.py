@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from os.path import splitext
 from pathlib import Path
 
 import soundfile
@@ -23,9 +24,7 @@ SUFFIXES = (
     | set(HEADERLESS)
 )
 # a clip too: that it cannot be decoded is reported, where skipping the file would hide it
-CLIPS = SUFFIXES | {".m4a"}
-
-
+CLIP_SUFFIXES = SUFFIXES | {".m4a"}
 HIDDEN = (".", "__MACOSX")  # how names begin that systems and tools add
 
 
@@ -69,6 +68,13 @@ def is_folder(entry: os.DirEntry[str]) -> bool:
         return entry.is_dir()
     except OSError:
         return False
+
+
+def is_clip(name: str) -> bool:
+    """Return whether a file is a clip by its name or path."""
+    return (
+        splitext(name)[1].lower() in CLIP_SUFFIXES
+    )  # three times faster than a Path, and asked of every member
 
 
 def describe_left_out(left_out: Mapping[str, int]) -> str:

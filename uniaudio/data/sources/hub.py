@@ -30,8 +30,9 @@ from uniaudio.data.sources.base import (
     read_row_or_error,
 )
 from uniaudio.data.sources.class_names import collect_classes, make_column_namings, name_class_columns
+from uniaudio.data.sources.folder_walk import is_clip
 from uniaudio.data.sources.http import VERSIONS, FileVersion
-from uniaudio.data.sources.hub_folder import HubFolderSource, is_clip, is_metadata
+from uniaudio.data.sources.hub_folder import HubFolderSource, is_metadata
 from uniaudio.data.sources.hub_repository import HubFile, HubRepository, describe_repository
 from uniaudio.data.sources.parquet import ParquetSource, Shard
 from uniaudio.data.sources.parquet_values import convert_table

@@ -14,7 +14,7 @@ from uniaudio.data.card import DatasetCard
 from uniaudio.data.sources.audiofolder import iterate_folder_rows
 from uniaudio.data.sources.base import BrokenShardError, hash_values
 from uniaudio.data.sources.folder_metadata import METADATA, MetadataRow, read_metadata
-from uniaudio.data.sources.folder_walk import CLIPS
+from uniaudio.data.sources.folder_walk import is_clip
 from uniaudio.data.sources.http import BLOCK, HttpStream
 from uniaudio.data.sources.hub_repository import HubFile, HubRepository
 from uniaudio.data.sources.in_memory import ListedSource
@@ -99,10 +99,6 @@ class HubFolderSource(ListedSource):
         if path not in self.repository.files:
             raise RowError("missing file", f"{self.repository.name} holds no {path}")
         return self.repository.make_url(path)
-
-
-def is_clip(path: str) -> bool:
-    return PurePosixPath(path).suffix.lower() in CLIPS
 
 
 def is_metadata(path: str) -> bool:

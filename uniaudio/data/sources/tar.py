@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import tarfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -13,6 +13,7 @@ from pathlib import Path
 from uniaudio.data.encoded_audio import EncodedAudio, FilePart
 from uniaudio.data.sources.base import BrokenShardError
 from uniaudio.data.sources.compressed import open_decompressed
+from uniaudio.data.sources.folder_walk import is_clip
 from uniaudio.data.sources.http import BLOCK
 from uniaudio.data.sources.paths import find_codec, is_remote
 from uniaudio.data.sources.url_files import open_onwards
@@ -48,11 +49,11 @@ class TarReader:
 
     Args:
         place: a file or URL, which may be compressed (offsets are then those in the tar inside). timeout: in seconds,
-            for a URL. is_audio: of a name.
+            for a URL.
     """
 
-    def __init__(self, place: str, offset: int, timeout: float, is_audio: Callable[[str], bool]) -> None:
-        self.place, self.at, self.is_audio = place, offset, is_audio
+    def __init__(self, place: str, offset: int, timeout: float) -> None:
+        self.place, self.at = place, offset
         packed = find_codec(place) is not None
         self.stream = (open_decompressed if packed else open_onwards)(place, offset, timeout)
         self.local = None if packed or is_remote(place) else Path(place)
@@ -105,11 +106,11 @@ class TarReader:
 
     def read_content(self, name: str, size: int) -> EncodedAudio | None:
         """Read what belongs to a header, or skip it."""
-        audio, at = self.is_audio(name), self.at
-        if audio and self.local is not None:
+        if self.local is not None and is_clip(name):
+            part = FilePart(self.local, self.at, size)
             self.leave(size)
-            return FilePart(self.local, at, size)
-        if audio or size <= LARGEST_TEXT:
+            return part
+        if is_clip(name) or size <= LARGEST_TEXT:
             return self.take(size)
         self.leave(size)
         return None

@@ -25,7 +25,7 @@ from uniaudio.data.sources.base import (
     read_row_or_error,
 )
 from uniaudio.data.sources.compressed import PausedReaders
-from uniaudio.data.sources.folder_walk import CLIPS
+from uniaudio.data.sources.folder_walk import is_clip
 from uniaudio.data.sources.paths import TARS, find_codec, read_size, shorten_names
 from uniaudio.data.sources.split_files import list_split_files
 from uniaudio.data.sources.tar import RECORD, Member, TarReader
@@ -110,7 +110,7 @@ class WebDatasetSource(ShardedSource):
         if (kept := PAUSED.take(place, start)) is not None:
             first, rest = kept[:1], kept[1]
         else:
-            rest = TarReader(place, start, self.card.load.timeout, is_audio).iterate_members()
+            rest = TarReader(place, start, self.card.load.timeout).iterate_members()
         for member in itertools.chain(first, rest):
             named = NAME.fullmatch(member.name)
             if named is None:
@@ -148,7 +148,7 @@ class WebDatasetSource(ShardedSource):
         clips = []
         for member in sample.members:
             extension = extension_of(member.name)
-            if is_audio(member.name):
+            if is_clip(member.name):
                 clips.append(member)
             elif extension == "json":
                 try:
@@ -180,10 +180,6 @@ class WebDatasetSource(ShardedSource):
 
 def extension_of(name: str) -> str:
     return name.rpartition("/")[2].partition(".")[2].lower()
-
-
-def is_audio(name: str) -> bool:
-    return splitext(name)[1].lower() in CLIPS  # three times faster than a Path, and asked of every member
 
 
 def decode_member(member: Member) -> str | None:
