@@ -19,6 +19,7 @@ from uniaudio.data.column_names import CAPTIONS, LABELS, QUESTIONS, REPLIES, TRA
 from uniaudio.data.sources.paths import is_remote
 from uniaudio.data.sources.split_names import find_named_splits
 from uniaudio.errors import UserError, convert_to_user_error
+from uniaudio.units import SECONDS_PER_HOUR
 
 MANIFESTS = "manifests"  # folder of the rows that an importer writes, beside the cards' folder
 SHARD = re.compile(r"[._-]0\d*(-of-\d+)?$")  # behind a name: the number of a shard
@@ -145,7 +146,7 @@ class JsonLinesImporter(Importer):
                 seconds += sum(d for row in rows if isinstance(d := row.get("duration"), int | float))
             manifests[split] = rows
         question = choose_question(columns, options.name)
-        hours = {"hours": rounded} if (rounded := round(seconds / 3600, 4)) else {}
+        hours = {"hours": rounded} if (rounded := round(seconds / SECONDS_PER_HOUR, 4)) else {}
         data.add_manifests(options.name, manifests, **hours, columns=question.columns)
         data.add_question(options.name, question)
         data.notes = list_skipped_counts(skipped, f"{self.row}s")

@@ -14,6 +14,7 @@ from uniaudio.data.column_names import CLIPS, IDS, simplify_name
 from uniaudio.data.importers.base import read_json_rows
 from uniaudio.data.sources.folder_walk import is_clip
 from uniaudio.data.sources.manifest import read_table
+from uniaudio.data.sources.paths import is_remote
 from uniaudio.data.sources.tar import IN_ARCHIVE
 from uniaudio.errors import RowError, UserError, convert_to_user_error
 
@@ -109,7 +110,7 @@ def is_packed_clip(value: Any) -> bool:
     """Return whether a value names a part of a file, a member of an archive, or a URL."""
     if isinstance(value, Mapping):
         return "path" in value or "bytes" in value
-    return isinstance(value, str) and (IN_ARCHIVE in value or "://" in value)
+    return isinstance(value, str) and (IN_ARCHIVE in value or is_remote(value))
 
 
 def find_parquet_audio(file: Path) -> tuple[str, list[str]]:

@@ -18,6 +18,7 @@ from uniaudio.data.sources.folder_walk import is_clip
 from uniaudio.data.sources.http import BLOCK, HttpStream
 from uniaudio.data.sources.hub_repository import HubFile, HubRepository
 from uniaudio.data.sources.in_memory import ListedSource
+from uniaudio.data.sources.paths import is_remote
 from uniaudio.data.sources.split_files import choose_split_folders
 from uniaudio.errors import RowError, UserError
 from uniaudio.hub_client import call_hub, convert_hub_errors
@@ -93,7 +94,7 @@ class HubFolderSource(ListedSource):
         Raises:
             RowError: when the repository has no such file, which needs no request.
         """
-        if not isinstance(value, str) or "://" in value:
+        if not isinstance(value, str) or is_remote(value):
             return value
         path = posixpath.normpath(posixpath.join(self.root, value))
         if path not in self.repository.files:
