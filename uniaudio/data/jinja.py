@@ -113,8 +113,6 @@ class Text:
         values = {
             name: value if is_plain(value := fields[name]) else wrap_value(value, name) for name in self.names
         }
-        if self.column is not None and type(values[self.column]) is str:
-            return values[self.column]
         BUDGET.begin()
         try:
             with convert_to_row_error("template error", self.where):
