@@ -92,14 +92,11 @@ class DatasetCard:
 
         A row without a value there stays as it is, so that it is skipped with the reason.
         """
-        name = self.each
-        made = self.columns.get(name) if name is not None else None
-        if name is None or not isinstance(made, FirstOf):
-            return [columns]
-        try:
-            return [{**columns, name: item} for item in made.list_items(columns)] or [columns]
-        except RowError:
-            return [columns]
+        for name, made in self.columns.items():
+            if isinstance(made, FirstOf) and made.each:
+                with suppress(RowError):
+                    return [{**columns, name: item} for item in made.list_items(columns)] or [columns]
+        return [columns]
 
     def list_columns_to_read(self, split: str, there: Set[str]) -> frozenset[str] | None:
         """Return the columns, without those of clips, that anything here uses; None for all that are there.
@@ -213,7 +210,7 @@ def make_card(data: CardFile, path: Path) -> DatasetCard:
         where = f"{path}: load.{data.load.kind}"
         places = tuple(expand_path(place, path.parent, where) for place in places)
     columns = {name: make_column(made, f"{path}: columns.{name}") for name, made in data.columns.items()}
-    audio = dict(parse_audio_columns(data.audio, f"{path}: audio"))
+    audio = parse_audio_columns(data.audio, f"{path}: audio")
     return DatasetCard(
         name=data.dataset,
         load=data.load.model_copy(update={data.load.kind: places if len(places) > 1 else places[0]}),
@@ -260,14 +257,16 @@ def make_column(made: str | FirstOfFile, where: str) -> Text | FirstOf:
     return Text(made, where) if isinstance(made, str) else FirstOf(made.first_of, made.each, where)
 
 
-def parse_audio_columns(audio: Sequence[str], where: str) -> list[tuple[str, Text | None]]:
+def parse_audio_columns(audio: Sequence[str], where: str) -> dict[str, Text | None]:
     """Return the names of the audio columns and, where one is made of other columns, the text that makes it.
 
     Raises:
         UserError: when the syntax of a text is wrong.
     """
-    places = [name if len(audio) > 1 else "" for name in (f"_{i}" for i in range(1, len(audio) + 1))]
-    return [
-        (f"audio{place}", Text(name, where)) if "{{" in name or "{%" in name else (name, None)
-        for name, place in zip(audio, places, strict=True)
-    ]
+    columns: dict[str, Text | None] = {}
+    for number, stated in enumerate(audio, 1):
+        if "{{" in stated or "{%" in stated:
+            columns["audio" if len(audio) == 1 else f"audio_{number}"] = Text(stated, where)
+        else:
+            columns[stated] = None
+    return columns

@@ -249,11 +249,10 @@ class LogicalStream:
         """Return the row with its questions, or nothing; what is wrong with it goes to ``skips``, once per question."""
         name = entry.dataset.name
         num_questions = len(entry.templates)
-        if isinstance(row, Row):
-            self.say(f"{name}, row {row.key}")
         if isinstance(row, RowError):
             skips += [Skip.of(name, f"draw {k}", row)] * num_questions
             return []
+        self.say(f"{name}, row {row.key}")
         try:
             row, seconds = self.fit_clips(index, entry, k, row)
             clips = self.audio_tokens(seconds)

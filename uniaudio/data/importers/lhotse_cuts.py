@@ -70,8 +70,9 @@ def make_cut_row(cut: dict[str, Any], folder: Path, root: str | None) -> dict[st
     row: dict[str, Any] = {
         "audio": find_recording(str(sources[0]["source"]), folder, root),
         "id": str(cut.get("id")),
+        "offset": start,
+        "duration": duration,
     }
-    row |= {"offset": start, "duration": duration}
     supervisions = sorted(
         (each for each in cut.get("supervisions") or () if isinstance(each, dict)),
         key=lambda each: each.get("start") or 0,
