@@ -38,7 +38,7 @@ def test_a_replayed_pairing_counts_once(tone_run):
     assert recipe.compute_train_shares() == pytest.approx([1.0])
 
 
-def test_a_replayed_pairing_keeps_its_own_augmentation(tone_run):
+def test_a_replayed_pairing_keeps_its_augmentation(tone_run):
     gain, speed = [{"gain": {"db": [3, 6]}}], [{"speed": {"factor": [0.9, 1.1]}}]
     write(tone_run, "old", train=[{**LINE, "augment": gain}])
     replay = [{"recipe": "old", "share": 0.25}]
