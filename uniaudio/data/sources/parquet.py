@@ -190,7 +190,7 @@ class ParquetSource(ShardedSource):
         ]
         if any(kept) and not are_all_kept:
             keep_columns(stream, file.metadata.row_group(group), heavy)
-        clips = enumerate(iterate_clips(file, group, heavy))
+        clips = enumerate(iterate_clip_columns(file, group, heavy))
         for i in wanted:
             if not kept[i]:
                 yield None
@@ -267,7 +267,7 @@ class ParquetSource(ShardedSource):
         return make_row(self.card, key, columns, stored, folder)
 
 
-def iterate_clips(file: pq.ParquetFile, group: int, names: list[str]) -> Iterator[pyarrow.RecordBatch]:
+def iterate_clip_columns(file: pq.ParquetFile, group: int, names: list[str]) -> Iterator[pyarrow.RecordBatch]:
     """Yield the named columns of a row group row by row, each as a batch of one row; some are read ahead."""
     for batch in file.iter_batches(AT_ONCE, row_groups=[group], columns=names):
         for i in range(len(batch)):
