@@ -250,11 +250,11 @@ def test_a_closed_set_has_averages_over_classes_in_json_and_table(model_and_set,
         (result["metrics"], [item["answer"].strip().lower() for item in answers]),
         (result["labels"], [item["label"] for item in answers]),
     ):
-        recalls = [
+        recall_by_class = [
             np.mean([one == name for true, one in zip(truth, guess, strict=True) if true == name])
             for name in ("low", "high")
         ]
-        assert figures["uar"] == pytest.approx(np.mean(recalls))
+        assert figures["uar"] == pytest.approx(np.mean(recall_by_class))
     assert result["score"] == result["metrics"][metric]
     assert set(result["intervals"]) == {"accuracy", "uar", "macro_f1"}
     table = build_answers_table({"tones": result})

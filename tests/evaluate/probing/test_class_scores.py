@@ -65,8 +65,8 @@ def test_the_spread_of_knn_is_over_draws_of_the_test_clips():
     rng = np.random.default_rng(0)
     draws = []
     for chosen in rng.integers(0, 15, (200, 15)):
-        recalls = [(guess[chosen] == k)[truth[chosen] == k].double().mean().item() for k in (0, 1)]
-        draws.append(np.nanmean(recalls))
+        recall_by_class = [(guess[chosen] == k)[truth[chosen] == k].double().mean().item() for k in (0, 1)]
+        draws.append(np.nanmean(recall_by_class))
     scores = score_knn([guess], [truth], 2)
     assert scores["metrics"]["uar"]["std"] == pytest.approx(np.std(draws))
 
