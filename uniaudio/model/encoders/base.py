@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -54,7 +55,7 @@ class AudioEncoder(InitArgsModule):
                 for name in part.fixed_parameters:
                     part.get_parameter(name).requires_grad_(False)
 
-    def train(self, mode: bool = True) -> AudioEncoder:
+    def train(self, mode: bool = True) -> Self:
         """Switch to training, batch norms aside: statistics of a batch would tie its clips together."""
         super().train(mode)
         for module in self.modules():
