@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Self
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from uniaudio.model.init_args import InitArgsModule, Stock
 from uniaudio.ragged import Ragged
 from uniaudio.types import Encoded
+
+Encoder = TypeVar("Encoder", bound=nn.Module)  # typing.Self is not read by the run-time checks of the tests
 
 
 class AudioEncoder(InitArgsModule):
@@ -55,7 +57,7 @@ class AudioEncoder(InitArgsModule):
                 for name in part.fixed_parameters:
                     part.get_parameter(name).requires_grad_(False)
 
-    def train(self, mode: bool = True) -> Self:
+    def train(self: Encoder, mode: bool = True) -> Encoder:
         """Switch to training, batch norms aside: statistics of a batch would tie its clips together."""
         super().train(mode)
         for module in self.modules():
