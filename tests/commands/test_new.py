@@ -530,7 +530,7 @@ def test_folders_above_the_labels(tmp_path, place):
     text, recipe, out = new(tmp_path, place)
     assert recipe.train[0].templates[0].labels == ("y0", "y1", "y2")
     assert "for the folders above it (a, b ...)" in text
-    made = re.search(r"`(columns: .+?)` into the card", text)[1]
+    made = re.search(r"`(columns: .+?)` in the card", text)[1]
     card = out / "data_recipes/datasets/birds.yaml"
     card.write_text(f"{card.read_text()}{made}\n")
     template = out / "templates/birds.yaml"
@@ -649,7 +649,7 @@ def broken(folder):
             lambda folder: None,
             r"contains no recordings, manifest, \.parquet or \.tar files \(found: nothing\)",
         ),
-        (lambda folder: (folder / "a.pdf").touch(), r"there is \.pdf \(1\)"),
+        (lambda folder: (folder / "a.pdf").touch(), r"\(found: \.pdf \(1\)\)"),
         (
             lambda folder: write_clip(folder / "a.wav"),
             r"contains 1 recording\(s\) without labels or texts",
@@ -749,7 +749,7 @@ def test_models_that_are_named(tmp_path, place):
     with pytest.raises(UserError, match=r"--encoder \./nothing: there is no such folder"):
         new(tmp_path, place, encoder="./nothing")
     with pytest.raises(
-        UserError, match=r"--decoder .+: the folder is neither a model (no config.json) nor a run"
+        UserError, match=r"--decoder .+: the folder is neither a model \(no config\.json\) nor a run"
     ):
         new(tmp_path, place, decoder=str(place))
     out = new(tmp_path, place, encoder="microsoft/wavlm-base", decoder="me/lm")[2]

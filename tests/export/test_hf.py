@@ -223,7 +223,7 @@ def test_it_is_loaded_inside_another_model_that_is_being_loaded(tmp_path, monkey
         frames = model(audio.values[None]).last_hidden_state[0]
         assert torch.equal(frames, encoder(audio).frames.values)
     # with a device_map, nobody brings values
-    with pytest.raises(ValueError, match="device_map: the encoder is to be offloaded"):
+    with pytest.raises(ValueError, match="device_map: the encoder cannot be offloaded"):
         AutoModel.from_pretrained(tmp_path / "out", trust_remote_code=True, device_map={"": "meta"})
 
 

@@ -172,21 +172,15 @@ def render_config(
     if is_evaluated:
         train["evaluate_every"] = every
     data: dict[str, float] = {"workers": sizes.workers}
+    comments = ["# workers: processes that decode clips."]
     if sizes.pool is not None:
         data["pool"] = sizes.pool
+        comments.append("# pool: rows that are sorted by length together; few enough that none occurs twice.")
     if sizes.max_skipped_share is not None:
         data["max_skipped_share"] = sizes.max_skipped_share
+        comments.append("# max_skipped_share: higher than usual, because many rows cannot be used.")
+    about_data = "\n".join(comments)
     about = "" if sizes.passes is None else f", about {sizes.passes:.2g} passes over the training rows"
-    pool = (
-        ""
-        if sizes.pool is None
-        else "; pool: number of rows sorted by length together, small enough that none occurs twice"
-    )
-    skipped = (
-        ""
-        if sizes.max_skipped_share is None
-        else "; a larger share of rows may be skipped, because many cannot be used"
-    )
     return f"""\
 # The model and its training, for {machine}.
 # Any key can be changed here, or on the command line: uniaudio train configs/{name}.yaml stages.0.steps=500
@@ -195,7 +189,8 @@ def render_config(
 adapter: {{kind: stack, rate: 12.5, lr: 1e-3}}
 # The language model that reads them, frozen.
 decoder: {{path: {dump_inline_yaml([decoder], 10_000)[1:-1]}}}
-data: {dump_inline_yaml(data)}  # workers decode clips{pool}{skipped}
+{about_data}
+data: {dump_inline_yaml(data)}
 # micro_batches: of one step, over all devices.
 train: {dump_inline_yaml(train)}
 stages:
