@@ -23,9 +23,9 @@ def test_a_damaged_file_does_not_end_the_others(tmp_path, capsys):
     assert len(arrays["embeddings"]) == 2
     np.testing.assert_allclose(arrays["frames_1"].mean(0), arrays["embeddings"][1], atol=1e-4)
     said = "".join(capsys.readouterr().out.split())  # a long path is broken anywhere
-    assert "broken.wavisleftout:brokenaudio" in said
-    assert "gone.wavisleftout:missingfile" in said
-    assert "loud.wav:clippedsamples:morethanonesampleinahundred" in said
-    assert "2clip(s),64dimensions,2file(s)leftout" in said
+    assert "broken.wavisskipped:brokenaudio" in said
+    assert "gone.wavisskipped:missingfile" in said
+    assert "loud.wav:clippedsamples:morethan1%ofthesamples" in said
+    assert "2clip(s),64dimensions,2file(s)skipped" in said
     with pytest.raises(UserError, match=r"none of 2 file\(s\) can be used; the first: broken audio"):
         embed_files("nothing", files[1:3], out, frames=False)

@@ -132,7 +132,7 @@ def test_parts_of_files(tmp_path):
 def test_a_part_that_the_file_does_not_have_is_broken_and_nothing_is_read(tmp_path, offset, size, span):
     (tmp_path / "two").write_bytes(b"xx" + clip(1600, 7) + clip(3200, 8))
     part = FilePart(tmp_path / "two", offset, size)
-    with pytest.raises(RowError, match=r"broken audio: part \(.*two has no"):
+    with pytest.raises(RowError, match=r"broken audio: part \(.*two does not have"):
         decode(part, 1.0, "part", span)
     with pytest.raises(RowError, match="broken audio"):
         probe_seconds(part)

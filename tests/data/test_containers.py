@@ -168,7 +168,7 @@ def test_wave_files_with_odd_headers_are_read_to_their_end(data, tmp_path):
 def test_wave_files_that_lie_are_refused(tmp_path):
     for data, reason in [
         (wave_file(samples=WAV[44:32000]), None),
-        (WAV[:32000], "truncated audio: clip: 64000 bytes of samples are stated, 31956 are there"),
+        (WAV[:32000], "truncated audio: clip: 64000 bytes of samples are stated, 31956 are present"),
         (
             wave_file(data_size=20000),
             "truncated audio: clip: 20000 bytes of samples are stated, 44000 more follow",

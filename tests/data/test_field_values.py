@@ -69,7 +69,7 @@ def test_what_is_written(text, value, written):
         ("{{ a }}", "['x' 'y']", "template error: here: a list is not text"),
         ("{{ a }}", {"b": 1}, "template error: here: a mapping is not text: name one of its keys, b"),
         ("{{ a }}", "{'b': 1}", "template error: here: a mapping is not text"),
-        ("{{ a }}", True, "template error: here: true is no text"),
+        ("{{ a }}", True, "template error: here: true is not text"),
         ("{{ a }}", b"x", "template error: here: bytes are not text"),
         ("{{ a | int }}", "many", "template error: here.*'many' is not a number"),
     ],

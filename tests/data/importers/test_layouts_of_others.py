@@ -59,7 +59,10 @@ def test_librispeech(tmp_path):
     assert read(recipe.evaluate[0]) == [("d e f", 1600)]
     assert [entry.split for entry in recipe.train] == ["train_clean_100"]
     assert "note: 2 lines left out: there is no clip with its name" in printed
-    assert "librispeech, train_clean_100, 100.0% of the draws: asr\n  2 rows, 0.00 h, 0 of 2 rows" in printed
+    assert (
+        "librispeech, train_clean_100, 100.0% of the draws: asr\n  2 rows, 0.00 h, 0 of 2 inspected rows"
+        in printed
+    )
     row = next(open_source(recipe.train[0].dataset, "train_clean_100").rows())
     assert (row.columns["speaker"], row.columns["chapter"], row.columns["id"]) == ("19", "198", "19-198-0000")
     assert recipe.train[0].dataset.hours is None  # of the opened card; the file has it now
@@ -107,8 +110,8 @@ def test_rows_that_json_cannot_hold_have_their_reason_in_the_notes(tmp_path):
     write_manifest(tmp_path / "rows.jsonl", rows, skipped)
     assert skipped == {
         "text or path that is not UTF-8": 3,
-        "no JSON: Type is not JSON serializable: set": 1,
-        "no JSON: Integer exceeds 64-bit range": 1,
+        "not JSON: Type is not JSON serializable: set": 1,
+        "not JSON: Integer exceeds 64-bit range": 1,
     }
     written = (tmp_path / "rows.jsonl").read_text(encoding="utf-8").splitlines()
     assert written == ['{"text":"Möwe"}', '{"id":2}']
@@ -508,7 +511,7 @@ def test_what_is_refused_before_anything_is_read(tmp_path):
     with pytest.raises(UserError, match=r"full is not empty; give --out a new folder"):
         run_import("nemo", tmp_path, tmp_path / "full")
     with pytest.raises(
-        UserError, match=r"there is no importer 'nemos' \(did you mean 'nemo'\?\); there are xares-llm"
+        UserError, match=r"there is no importer 'nemos' \(did you mean 'nemo'\?\); known: xares-llm"
     ):
         run_import("nemos", tmp_path, tmp_path / "out")
     with pytest.raises(UserError, match=r"gone: there is no such file or folder"):
