@@ -97,7 +97,8 @@ def test_only_keys_that_exist_are_suggested(kind):
          "replay.0.ratio: unknown key (did you mean 'share', a share of all examples?)"),
         (TemplateFile, {**TEMPLATE, "metric": "wer"}, "metric: unknown key (did you mean 'scoring.metric'?)"),
         (TemplateFile, {**TEMPLATE, "scoring": {"metric": "WER"}},
-         "scoring.metric: 'WER' is not one of accuracy, uar, macro_f1, wer, cer, bleu, meteor, cider, map (did you mean 'wer'?)"),
+         "scoring.metric: 'WER' is not one of accuracy, uar, macro_f1, wer, cer, bleu, meteor, cider, map "
+            "(did you mean 'wer'?)"),
         (SuiteFile, {**SUITE, "tasks": {"a": {"dataset": "b", "domain": "speech", "label": "x"}}},
          "tasks.a.label: unknown key (did you mean 'column'?)"),
     ],

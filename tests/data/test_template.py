@@ -53,7 +53,8 @@ def test_one_of_several_answers(tmp_path):
         ({"task": "other"}, "task is 'other', but the file is named word.yaml"),
         (
             {"scoring": {"metric": "were"}},
-            "scoring.metric: 'were' is not one of accuracy, uar, macro_f1, wer, cer, bleu, meteor, cider, map (did you mean 'wer'?)",
+            "scoring.metric: 'were' is not one of accuracy, uar, macro_f1, wer, cer, bleu, meteor, cider, map "
+            "(did you mean 'wer'?)",
         ),
         ({"scoring": {"metrik": "wer"}}, "scoring.metrik: unknown key (did you mean 'metric'?)"),
         ({"domain": "noise"}, "domain: 'noise' is not one of speech, sound, music"),
