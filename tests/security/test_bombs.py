@@ -177,7 +177,7 @@ def test_what_templates_are_for_is_as_it_was(source, written):
     row = {"text": " text ", "seconds": 2.49, "items": ["a", "b"], "rows": [{"name": "x"}, {"name": "y"}]}
     text = Text(source, "t.yaml: target")
     if written is None:
-        with pytest.raises(RowError, match="is no text"):
+        with pytest.raises(RowError, match="is not text"):
             text.render(row)
     else:
         assert text.render(row) == written

@@ -105,7 +105,7 @@ def test_a_config_names_callbacks_by_module_and_class(tone_run, tmp_path, monkey
     ("given", "names", "trust", "message"),
     [
         (object(), [], NO_TRUST, "callbacks: give a list of objects, not object"),
-        ([RowError], [], NO_TRUST, "RowError'> cannot be made .*; give an object of that class"),
+        ([RowError], [], NO_TRUST, "RowError'> cannot be created .*; give an object of that class"),
         ([object()], [], NO_TRUST, "object: it has none of the callback methods"),
         ([type("Typing", (), {"on_evalute": print})], [], NO_TRUST, "did you mean 'on_evaluate'"),
         (

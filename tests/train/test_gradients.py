@@ -173,7 +173,7 @@ def test_a_checkpoint_of_another_model_is_refused(model):
         put_tensors(model, structure, {k: v for k, v in state.items() if k != "adapter.down.bias"}, "step-3")
     with pytest.raises(UserError, match=r"missing none, unknown \['decoder.more'\]"):
         put_tensors(model, structure, {**state, "decoder.more": torch.zeros(3)}, "step-3")
-    with pytest.raises(UserError, match=r"adapter.down.bias is \(3,\), the config's \(64,\)"):
+    with pytest.raises(UserError, match=r"adapter.down.bias is \(3,\), but the config needs \(64,\)"):
         put_tensors(model, structure, {**state, "adapter.down.bias": torch.zeros(3)}, "step-3")
 
 

@@ -118,7 +118,7 @@ def test_what_is_saved_is_read(save, tmp_path):
 
 def test_what_was_not_saved_is_reported(save, config, tmp_path):
     path = save(5)
-    with pytest.raises(UserError, match=r"step-000005 holds no exp_avg of v; start a new run"):
+    with pytest.raises(UserError, match=r"step-000005 contains no exp_avg of v; start a new run"):
         MomentFiles(path).get("v", "exp_avg")
     bare = Snapshot(6, {"stage": 0}, {}, {"w": torch.zeros(1)})
     with pytest.raises(UserError, match=r"step-000006 contains no moving averages"):
