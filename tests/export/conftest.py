@@ -13,7 +13,18 @@ def _fresh_copies(fresh_model_code):
 @pytest.fixture
 def transformers_4() -> str:
     """A Python with transformers 4.57 and torch; tests that use it carry the marker ``transformers4``."""
-    python = os.environ.get("UNIAUDIO_TRANSFORMERS_457")
+    return require_python("UNIAUDIO_TRANSFORMERS_457", "transformers 4.57")
+
+
+@pytest.fixture
+def vllm() -> str:
+    """A Python with vLLM; tests that use it carry the marker ``vllm``."""
+    return require_python("UNIAUDIO_VLLM", "vLLM")
+
+
+def require_python(variable: str, package: str) -> str:
+    """Return the Python that an environment variable names; skip the test where it names none."""
+    python = os.environ.get(variable)
     if not python:
-        pytest.skip("no Python with transformers 4.57: set UNIAUDIO_TRANSFORMERS_457 to one to run this test")
+        pytest.skip(f"no Python with {package}: set {variable} to one to run this test")
     return python

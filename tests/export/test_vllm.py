@@ -1,7 +1,6 @@
 """Exports in published formats, opened by vLLM itself, answer as the run does."""
 
 import json
-import os
 import subprocess
 from pathlib import Path
 
@@ -21,15 +20,6 @@ from uniaudio.model.encoders.whisper import load_whisper
 
 SCRIPT = Path(__file__).parents[1] / "helpers" / "vllm_answers.py"
 QUESTION = "Which tone is it?"
-
-
-@pytest.fixture
-def vllm() -> str:
-    """A Python with vLLM; tests that use it carry the marker ``vllm``."""
-    python = os.environ.get("UNIAUDIO_VLLM")
-    if not python:
-        pytest.skip("no Python with vLLM: set UNIAUDIO_VLLM to one to run this test")
-    return python
 
 
 @pytest.mark.vllm

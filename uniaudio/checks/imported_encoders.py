@@ -16,7 +16,12 @@ from uniaudio.config.encoders import EncoderConfig
 from uniaudio.config.run import RunConfig
 from uniaudio.errors import UserError
 from uniaudio.model.encoders.base import AudioEncoder
-from uniaudio.model.encoders.imported import GUIDE, describe_error, load_imported_encoder
+from uniaudio.model.encoders.imported import (
+    GUIDE,
+    collect_all_tensors,
+    describe_error,
+    load_imported_encoder,
+)
 from uniaudio.ragged import Ragged
 from uniaudio.types import Encoded
 
@@ -53,9 +58,7 @@ def require_same_start(encoder: AudioEncoder, settings: EncoderConfig, config: R
     again = load_imported_encoder(settings, f"encoders.{name}", config.seed, config.trust)
     if again.initial_sha256 == encoder.initial_sha256:
         return
-    first, second = (
-        {**dict(one.named_parameters()), **dict(one.named_buffers())} for one in (encoder, again)
-    )
+    first, second = collect_all_tensors(encoder), collect_all_tensors(again)
     changed = next(
         key
         for key in {**first, **second}

@@ -57,7 +57,7 @@ class PaddedModel(nn.Module):
         Raises:
             ValueError: for encoders that have no such graph, and under ``torch.jit.trace``.
         """
-        if torch.jit.is_tracing():  # type: ignore[attr-defined]
+        if find_graph_tool() == "torch.jit.trace":
             raise ValueError("torch.jit.trace: it cannot follow this module; use torch.export.export")
         real = attention_mask.bool()
         frames, counts = self.encoder.forward_padded(input_values.float() * real, real.sum(1))

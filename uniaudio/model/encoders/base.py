@@ -58,7 +58,7 @@ class AudioEncoder(InitArgsModule):
                     part.get_parameter(name).requires_grad_(False)
 
     def train(self: Encoder, mode: bool = True) -> Encoder:
-        """Switch to training, batch norms aside: statistics of a batch would tie its clips together."""
+        """Set the training mode, but not of batch norms: batch statistics would make a clip depend on the others."""
         super().train(mode)
         for module in self.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):

@@ -7,9 +7,9 @@ import inspect
 import traceback
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Any
 
 import torch
+from torch import Tensor
 
 from uniaudio.config.encoders import EncoderConfig
 from uniaudio.config.trust import Trust, import_code
@@ -113,11 +113,15 @@ def is_positive(value: object, kind: type) -> bool:
     return isinstance(value, kind) and not isinstance(value, bool) and value > 0  # type: ignore[operator]
 
 
+def collect_all_tensors(encoder: AudioEncoder) -> dict[str, Tensor]:
+    """Return all parameters and buffers by name, also those that are not saved."""
+    return {**dict(encoder.named_parameters()), **dict(encoder.named_buffers())}
+
+
 def hash_tensors(encoder: AudioEncoder) -> str:
-    """Return a SHA-256 of all parameters and buffers, also of those that are not saved; hexadecimal text."""
+    """Return a SHA-256 of all parameters and buffers; hexadecimal text."""
     digest = hashlib.sha256()
-    tensors: dict[str, Any] = {**dict(encoder.named_parameters()), **dict(encoder.named_buffers())}
-    for name, tensor in sorted(tensors.items()):
+    for name, tensor in sorted(collect_all_tensors(encoder).items()):
         digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}\n".encode())
         digest.update(view_bytes(tensor))
     return digest.hexdigest()
