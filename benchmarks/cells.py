@@ -13,6 +13,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from uniaudio.train.memory_allocator import find_jemalloc
+
 POLL_SECONDS = 0.2
 STOPPED = 75  # the exit code of a training that was stopped and can go on
 
@@ -60,6 +62,7 @@ class Cell:
         self.result.parent.mkdir(parents=True, exist_ok=True)
         environment = {
             "OMP_WAIT_POLICY": "passive",  # waiting threads that spin take the cores from those that work
+            **preload_allocator(),
             **os.environ,
             "OMP_NUM_THREADS": str(threads),
             "TOKENIZERS_PARALLELISM": "false",
@@ -79,6 +82,12 @@ class Cell:
         result = {**summarise(), "process_seconds": round(seconds, 1)}
         self.unfinished.write_text(json.dumps(result, indent=1))
         self.unfinished.rename(self.result)
+
+
+def preload_allocator() -> dict[str, str]:
+    """Return the variable by which processes use jemalloc where it is installed: long runs are twice as fast."""
+    library = find_jemalloc()
+    return {} if library is None else {"LD_PRELOAD": str(library)}
 
 
 def keep_settings(file: Path, settings: Mapping[str, Any], write: bool = True) -> None:

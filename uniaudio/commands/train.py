@@ -72,6 +72,7 @@ from uniaudio.train.engines.base import Engine
 from uniaudio.train.engines.conflicts import refuse_what_shards_cannot
 from uniaudio.train.host_agreement import require_same_run, require_same_weights
 from uniaudio.train.loggers import print_finished_run
+from uniaudio.train.memory_allocator import recommend_allocator
 from uniaudio.train.resume import check_resume, find_newest_checkpoint, is_finished
 from uniaudio.train.run_lock import hold_run_folder
 from uniaudio.train.stage_setup import has_reference
@@ -157,8 +158,11 @@ def train_in_held_folder(
             print_finished_run(Path(config.output_dir), is_main(), position.step)
             return 0
         stage = position.stage + bool(checkpoint.state.get(STAGE_END))
-    for warning in check_imported_encoders(config, accelerator.device):
-        if is_main():
+    warnings = check_imported_encoders(config, accelerator.device)
+    if advice := recommend_allocator(accelerator.device.type, config.total_steps):
+        warnings.append(advice)
+    if is_main():
+        for warning in warnings:
             make_console(stderr=True).print(warning, style="yellow", soft_wrap=True)
     check_later_stages(config, recipes, accelerator, stage)
     models = RunModels(config, recipes, sets, accelerator, continued, checkpoint)
