@@ -92,7 +92,7 @@ class WindowCursor:
         """Return the next window, or why a row cannot be used."""
         if not self.pieces:
             self.read_pieces(self.mark)
-        elif self.mark.used == len(self.pieces):
+        if self.mark.used == len(self.pieces):  # so may those of a position that is continued from
             self.read_pieces(Mark(row=self.after))
         seed = hash_parts(self.rows.seed, "windows", self.rows.stream, self.mark.row)
         place = permute_index(self.mark.used, len(self.pieces), seed)
