@@ -7,6 +7,7 @@ import pytest
 from helpers.sources import Rows, Shards
 
 from uniaudio.config.strict_yaml import dump_yaml
+from uniaudio.data import eval_examples
 from uniaudio.data.eval_examples import MOST_CANDIDATES, EvalSamples, choose_sample, sample_indexed_rows
 from uniaudio.data.recipe import load_recipe
 from uniaudio.data.sources.base import Row
@@ -135,6 +136,25 @@ def test_more_answers_than_rows_are_drawn_from_all(entry):
 def test_a_large_set_is_seen_from_end_to_end(entry):
     source = LabelledRows(10 * MOST_CANDIDATES, lambda i: i // (2 * MOST_CANDIDATES))
     assert labels_of(source, choose_sample(entry, source, 50)) == {str(k): 10 for k in range(5)}
+
+
+def test_no_row_of_a_large_set_is_chosen_twice(entry, monkeypatch):
+    monkeypatch.setattr(eval_examples, "MOST_CANDIDATES", 200)
+    source = LabelledRows(301, lambda i: i % 2)  # stretches of one and a half rows
+    for limit in (100, 250):
+        addresses = choose_sample(entry, source, limit).addresses
+        assert len(set(addresses)) == len(addresses) == limit
+
+
+def test_a_split_in_few_of_many_shards_is_not_taken_for_all_that_was_read(entry):
+    hidden = [(shard, row) for shard in range(11) for row in range(40)]
+    source = LabelledShards(*[40] * 11, 400, label=lambda key, n: n % 2, hidden=hidden)
+    sample = choose_sample(entry, source, 30)  # of each shard, 25 rows would be 300 candidates
+    assert sample.rows is None
+    assert labels_of(source, sample) == {"0": 15, "1": 15}
+    assert choose_sample(entry, LabelledShards(5, 5, 400, label=lambda key, n: 0), 20).rows is None
+    whole = choose_sample(entry, source, 400)
+    assert (whole.addresses, whole.rows) == (None, 400)
 
 
 def test_shards_give_rows_alike_and_hidden_rows_are_none(entry):

@@ -335,6 +335,16 @@ def test_evaluation_crops_the_middle_and_skips(folder):
     assert clips[0] == (0, "d/train/ten.flac", None, list(range(100)))
 
 
+@pytest.mark.parametrize("how", ["windows", "crop"])
+def test_evaluation_takes_windows_and_crops_of_any_stated_length(folder, monkeypatch, how):
+    monkeypatch.setattr("uniaudio.data.eval_examples.LONGEST_CLIP", 1.0)  # of a clip as a whole
+    clips, skips = evaluate_clips(write_recipe(folder, {"how": how, "seconds": 4}).evaluate[0])
+    assert not skips
+    assert [len(clip) for _, _, _, clip in clips] == (
+        [40, 40, 20, 30, 10] if how == "windows" else [40, 30, 10]
+    )
+
+
 def test_windows_of_a_segment_stay_in_it(folder):
     row = {"audio": "ten.flac", "label": "x", "start": 1.0, "end": 9.0}
     (folder / "m.jsonl").write_text(json.dumps(row) + "\n")

@@ -5,14 +5,14 @@ from __future__ import annotations
 import random
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 
-from uniaudio.data.long_clips import cut_long_clips
+from uniaudio.data.long_clips import REST, cut_long_clips
 from uniaudio.data.permutation import hash_parts
 from uniaudio.data.recipe_entries import EvalEntry, open_entry
 from uniaudio.data.skipped_rows import Skip
-from uniaudio.data.sources.base import IndexedSource, Row, Source, decode_clips
+from uniaudio.data.sources.base import IndexedSource, Row, ShardedSource, Source, decode_clips
 from uniaudio.errors import RowError, convert_to_row_error
 from uniaudio.types import Example
 
@@ -58,44 +58,83 @@ def choose_sample(entry: EvalEntry, source: Source, limit: int | None) -> EvalSa
     alike. Which ones is a function of the dataset's name and the rows' keys alone, so every run, model and process
     takes the same rows.
 
-    A large set is looked at in part. Of a source with an index these are ``MOST_CANDIDATES`` rows from all of it; of
-    another ``STREAMED_CANDIDATES`` for each row that is wanted, as many from the beginning of each shard.
+    A large set is looked at in part. Of a source with an index these are up to ``MOST_CANDIDATES`` rows from all of it,
+    or all rows where that many do not suffice; of another ``STREAMED_CANDIDATES`` for each row that is wanted, as many
+    from the beginning of each shard (see ``add_shard_rows``).
     """
     if limit is None or (source.size is not None and source.size <= limit):
         return EvalSample(None, source.size)
-    groups: dict[str | None, list[tuple[int, Address]]] = defaultdict(list)
-    looked_at = 0
-    for address, row in iterate_candidates(entry, source, limit):
-        key = row.key if isinstance(row, Row) else str(address)
-        groups[render_answer(row, entry)].append((hash_parts("evaluate", entry.dataset.name, key), address))
-        looked_at += 1
+    candidates = Candidates(entry)
     rows = source.size
-    if rows is None and looked_at < limit * STREAMED_CANDIDATES:
-        rows = looked_at
+    if isinstance(source, IndexedSource):
+        for index in choose_candidate_indices(entry.dataset.name, source.size, limit):
+            candidates.add((0, index), source.read_row_or_error(index))
+    elif add_shard_rows(candidates, source, limit) and rows is None:
+        rows = candidates.count
     if rows is not None and rows <= limit:
         return EvalSample(None, rows)
-    return EvalSample(tuple(sorted(draw_addresses(groups, limit))), rows)
+    return EvalSample(tuple(sorted(draw_addresses(candidates.groups, limit))), rows)
 
 
-def iterate_candidates(
-    entry: EvalEntry, source: Source, limit: int
-) -> Iterator[tuple[Address, Row | RowError]]:
-    """Yield the rows to choose among with their addresses; rows that the split does not keep are none."""
-    if isinstance(source, IndexedSource):
-        indices: Sequence[int] = range(source.size)
-        if source.size > MOST_CANDIDATES:
-            # one of each of so many stretches of equal length, so that all of the set is seen whatever its order
-            stretch = source.size / MOST_CANDIDATES
-            offsets = (hash_parts("candidate", entry.dataset.name, i) / 2**64 for i in range(MOST_CANDIDATES))
-            indices = [int((i + offset) * stretch) for i, offset in enumerate(offsets)]
-        for index in indices:
-            yield (0, index), source.read_row_or_error(index)
-    else:
-        share = -(-limit * STREAMED_CANDIDATES // max(len(source.shards), 1))
-        for shard in range(len(source.shards)):
+@dataclass
+class Candidates:
+    """The rows to choose among: numbers that decide between them, and addresses, by their first right answer.
+
+    Args:
+        groups: rows that cannot be used stand under None. count: of all rows.
+    """
+
+    entry: EvalEntry
+    groups: dict[str | None, list[tuple[int, Address]]] = field(default_factory=dict)
+    count: int = 0
+
+    def add(self, address: Address, row: Row | RowError) -> None:
+        """Add a row by its address."""
+        key = row.key if isinstance(row, Row) else str(address)
+        number = hash_parts("evaluate", self.entry.dataset.name, key)
+        self.groups.setdefault(render_answer(row, self.entry), []).append((number, address))
+        self.count += 1
+
+
+def choose_candidate_indices(name: str, size: int, limit: int) -> Sequence[int]:
+    """Return the indices of the rows to choose among: all, or one of each of ``MOST_CANDIDATES`` stretches of rows.
+
+    Args:
+        name: of the dataset. size: rows of the source. limit: rows that are wanted.
+    """
+    if size <= MOST_CANDIDATES:
+        return range(size)
+    # stretches of equal length, so that all of the set is seen whatever its order
+    stretch = size / MOST_CANDIDATES
+    offsets = (hash_parts("candidate", name, i) / 2**64 for i in range(MOST_CANDIDATES))
+    # a row that lies in two stretches may be drawn of both, and is a candidate once
+    indices = list(dict.fromkeys(int((i + offset) * stretch) for i, offset in enumerate(offsets)))
+    return indices if len(indices) >= limit else range(size)
+
+
+def add_shard_rows(candidates: Candidates, source: ShardedSource, limit: int) -> bool:
+    """Add as many rows of the beginning of each shard, and return whether these are all rows of the split.
+
+    Where a split has most of its rows in few shards, these are read further, until there are enough candidates.
+
+    Args:
+        limit: rows that are wanted.
+    """
+    wanted = limit * STREAMED_CANDIDATES
+    shards: Sequence[int] = range(len(source.shards))
+    first, end = 0, -(-wanted // max(len(shards), 1))
+    while True:
+        unread = []  # shards with more rows
+        for shard in shards:
             numbered = enumerate(source.shard_rows(shard))
-            kept = (((shard, index), row) for index, row in numbered if row is not None)
-            yield from islice(kept, share)
+            kept = ((index, row) for index, row in numbered if row is not None)
+            for index, row in islice(kept, first, end):
+                candidates.add((shard, index), row)
+            if next(kept, None) is not None:
+                unread.append(shard)
+        if not unread or candidates.count >= limit:
+            return not unread
+        shards, first, end = unread, end, end + -(-(wanted - candidates.count) // len(unread))
 
 
 def render_answer(row: Row | RowError, entry: EvalEntry) -> str | None:
@@ -177,9 +216,10 @@ def iterate_windows(
         RowError: when the row, or one of its windows, cannot be used.
     """
     long_clips = entry.choose_long_clips(window_seconds)
-    longest = (
-        long_clips.seconds if long_clips.how == "skip" and long_clips.seconds is not None else LONGEST_CLIP
-    )
+    longest = LONGEST_CLIP
+    if long_clips.seconds is not None:
+        is_limit = long_clips.how == "skip"
+        longest = long_clips.seconds if is_limit else max(longest, long_clips.seconds + REST)
     for piece in cut_long_clips(row, long_clips):
         yield build_example(piece, entry, longest)
 
