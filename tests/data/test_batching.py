@@ -3,7 +3,7 @@
 import json
 from collections import Counter
 from dataclasses import replace
-from itertools import islice
+from itertools import islice, pairwise
 
 import pytest
 from helpers.sources import Rows, Shards
@@ -185,6 +185,20 @@ def test_unusable_rows_are_skipped_and_reported_once(mixture):
     assert not any(batch.skips or batch.drawn for batch in again)
     with pytest.raises(UserError, match="none of 16 rows in a row can be used"):
         next(mixture(Rows(16, seconds=lambda i: 600.0), streams=1, micro_batches=1).iterate_stream(0))
+
+
+@pytest.mark.parametrize("pool", [1, 2, 5])
+def test_pools_of_few_rows_may_hold_none_that_can_be_used(mixture, pool):
+    source = Rows(20, bad=set(range(0, 20, 2)))
+    mix = mixture(source, streams=1, micro_batches=1, pool=pool)
+    batches = planned(mix, 0, 40 // pool)
+    assert Counter(key for _, key in keys(batches)) == {str(i): 2 for i in range(1, 20, 2)}
+    drawn = sum(batch.drawn.get("set0", 0) for batch in batches)
+    assert drawn - sum(len(batch.skips) for batch in batches) == 20
+    for batch, following in pairwise(batches):  # and a position goes on behind such pools
+        assert next(mix.iterate_stream(0, batch.state)) == following
+    with pytest.raises(UserError, match="none of 16 rows in a row can be used"):
+        next(mixture(Rows(3, bad={0, 1, 2}), streams=1, micro_batches=1, pool=1).iterate_stream(0))
 
 
 def test_a_state_is_small(mixture):

@@ -30,6 +30,9 @@ from uniaudio.data.template import Rendered
 from uniaudio.errors import RowError, UserError
 from uniaudio.types import SAMPLE_RATE
 
+# questions that cannot be used, one after the other, before a stream gives up; pools of few rows are none by chance
+MOST_UNUSABLE = 16
+
 
 @dataclass(frozen=True)
 class StreamState:
@@ -145,9 +148,16 @@ class Mixture:
             say: is told of every row before it is touched.
 
         Raises:
-            UserError: when a whole pool holds nothing that can be used, or a source has no rows.
+            UserError: when whole pools hold nothing that can be used, or a source has no rows.
         """
         return LogicalStream(self, index, state or StreamState(), say).iterate_batches()
+
+
+def explain_unusable_rows(skips: Sequence[Skip], draws: int) -> str:
+    """Return a sentence about draws that gave nothing to train on, with the first row of each dataset and reason."""
+    first = {(skip.source, skip.reason): skip for skip in reversed(skips)}
+    reasons = [f"{s.source}: {s.reason}, as row {s.row}, {s.detail}" for _, s in sorted(first.items())]
+    return f"none of {draws} rows in a row can be used ({'; '.join(reasons)})"
 
 
 def used_columns(entry: Entry) -> frozenset[str]:
@@ -207,15 +217,14 @@ class LogicalStream:
         pool, taken = self.state.pool, self.state.taken
         pending: list[Skip] = []
         drawn: Counter[str] = Counter()
+        unusable: list[Skip] = []  # of the pools since a row that could be used
+        barren = 0  # draws of these pools
         while True:
             marks = self.marks()
             rows, skips, draws = self.draw_pool(pool)
-            if draws.total() and not rows:
-                first = {(skip.source, skip.reason): skip for skip in reversed(skips)}
-                reasons = [
-                    f"{s.source}: {s.reason}, as row {s.row}, {s.detail}" for _, s in sorted(first.items())
-                ]
-                raise UserError(f"none of {draws.total()} rows in a row can be used ({'; '.join(reasons)})")
+            unusable, barren = ([], 0) if rows else ([*unusable, *skips], barren + draws.total())
+            if barren >= MOST_UNUSABLE:
+                raise UserError(explain_unusable_rows(unusable, barren))
             batches = make_micro_batches(rows, hash_parts(self.mixture.seed, "pool", self.index, pool))
             if taken == 0:  # a continued pool has told of them before
                 pending += skips
