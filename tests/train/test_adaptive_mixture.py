@@ -96,8 +96,9 @@ def test_factors_stay_within_the_bound_and_shares_are_shares(rounds, bound, rate
         assert all(1 / bound <= factor <= bound for factor in balance.factors.values())
     assert balance.round == len(rounds)
     given_shares = {name: share / sum(usual) for name, share in zip("abc", usual, strict=True)}
-    result = compute_shares(given_shares, balance.factors)
-    assert sum(result.values()) == pytest.approx(1)
+    shares = compute_shares(list(given_shares.items()), balance.factors)
+    assert sum(shares) == pytest.approx(1)
+    result = dict(zip("abc", shares, strict=True))
     for name, share in result.items():  # the bound holds for the ratio of any two
         ratio = share / result["a"] / (given_shares[name] / given_shares["a"])
         assert bound**-2 * (1 - 1e-9) <= ratio <= bound**2 * (1 + 1e-9)
@@ -115,4 +116,10 @@ def test_it_goes_on_from_json_as_if_never_stopped(rounds):
 
 
 def test_shares_are_usual_ones_times_factors():
-    assert compute_shares({"a": 0.25, "b": 0.75}, {"a": 3.0}) == pytest.approx({"a": 0.5, "b": 0.5})
+    assert compute_shares([("a", 0.25), ("b", 0.75)], {"a": 3.0}) == pytest.approx([0.5, 0.5])
+
+
+def test_entries_of_one_name_keep_different_shares():
+    """As a set that is trained on with an augmentation and replayed without it."""
+    usual = [("a", 0.6), ("a", 0.2), ("b", 0.2)]
+    assert compute_shares(usual, {"a": 0.5}) == pytest.approx([0.5, 0.5 / 3, 1 / 3])

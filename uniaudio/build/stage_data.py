@@ -86,8 +86,8 @@ class StageData:
         require_same_data(mixture)
         if balance.round:
             train = mixture.recipe.train
-            moved = compute_shares({entry.name: entry.share for entry in train}, balance.factors)
-            entries = tuple(replace(entry, share=moved[entry.name]) for entry in train)
+            moved = compute_shares([(entry.name, entry.share) for entry in train], balance.factors)
+            entries = tuple(replace(entry, share=share) for entry, share in zip(train, moved, strict=True))
             mixture = replace(
                 mixture,
                 recipe=replace(mixture.recipe, train=entries),

@@ -70,7 +70,13 @@ def move_mixture_weights(
     return AdaptiveMixture(balance.round + 1, factors, dict(losses))
 
 
-def compute_shares(usual: Mapping[str, float], factors: Mapping[str, float]) -> dict[str, float]:
-    """Return the share of draws of every entry: its usual one times its factor, so that they add up to 1."""
-    grown = {name: share * factors.get(name, 1.0) for name, share in usual.items()}
-    return {name: value / sum(grown.values()) for name, value in grown.items()}
+def compute_shares(usual: Sequence[tuple[str, float]], factors: Mapping[str, float]) -> list[float]:
+    """Return the share of draws of every entry: its usual one times its factor, so that they add up to 1.
+
+    Args:
+        usual: (name, share) of the entries, of which several may have one name: a set that is trained on with an
+            augmentation and replayed without it. factors: by name.
+    """
+    grown = [share * factors.get(name, 1.0) for name, share in usual]
+    total = sum(grown)
+    return [value / total for value in grown]
