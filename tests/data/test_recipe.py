@@ -107,6 +107,13 @@ def test_mixing_by_hours_is_evened_out_by_the_temperature(tone_run):
     assert even.compute_train_shares() == pytest.approx([1 / 3, 2 / 3])
 
 
+@pytest.mark.parametrize(("weight", "temperature"), [(1e5, 0.01), (1e-5, 0.01), (float("inf"), 1)])
+def test_weights_beyond_what_a_number_can_hold_are_refused(tone_run, weight, temperature):
+    path = write(tone_run, train=[{**LINE, "weight": weight}], mix={"temperature": temperature})
+    with pytest.raises(UserError, match=r"mine\.yaml: .*weight"):
+        load_recipe(path)
+
+
 def test_a_recipe_inherits_and_takes_constants(tone_run):
     write(tone_run, "parent", train=[LINE], evaluate=[{**LINE, "max_examples": 3}])
     child = write(tone_run, base="parent.yaml", train=[{**LINE, "constants": {"label": "low"}}])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,13 +22,21 @@ def compute_line_shares(data: RecipeFile, cards: Sequence[DatasetCard], path: Pa
         cards: of the lines. path: of the recipe, for messages.
 
     Raises:
-        UserError: for a mix by hours or rows that are not known.
+        UserError: for a mix by hours or rows that are not known, and for weights that are too large or too small.
     """
-    weights = [
-        compute_weight(line, card, data.mix, path) for line, card in zip(data.train, cards, strict=True)
-    ]
+    pairs = zip(data.train, cards, strict=True)
+    try:
+        weights = [compute_weight(line, card, data.mix, path) for line, card in pairs]
+        total = sum(weights)
+    except OverflowError:
+        total = math.inf
+    if not 0 < total < math.inf:
+        raise UserError(
+            f"{path}: the weights of `train` with mix.temperature {data.mix.temperature:g} are too large or too small "
+            "for a number; raise the temperature, or write weights nearer to 1"
+        )
     unreplayed = 1.0 - sum(replay.share for replay in data.replay)
-    return [unreplayed * weight / sum(weights) for weight in weights]
+    return [unreplayed * weight / total for weight in weights]
 
 
 def compute_weight(line: EntryFile, card: DatasetCard, mix: Mix, path: Path) -> float:
