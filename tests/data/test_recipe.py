@@ -67,6 +67,13 @@ def test_a_replayed_pairing_keeps_its_augmentation(tone_run):
             {"train": [LINE], "evaluate": [{**LINE, "split": "test"}] * 2},
             "evaluate[1]: tones with tone on split",
         ),
+        (  # the same files under other names
+            {
+                "train": [LINE],
+                "evaluate": [LINE, {"dataset": "tones.yaml", "template": "tone.yaml", "split": "test"}],
+            },
+            "evaluate[1]: tones.yaml with tone.yaml on split test is already in evaluate[0]",
+        ),
         (
             {"train": [LINE], "replay": [{"recipe": "mine", "share": 1.5}]},
             "replay.0.share: input should be less",

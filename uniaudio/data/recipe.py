@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from uniaudio.config.base_files import read_layers
 from uniaudio.config.nearest import suggest_name
@@ -77,8 +76,8 @@ def resolve(path: Path, seen: tuple[Path, ...]) -> Recipe:
         raise UserError(
             f"{path}: recipe is '{data.recipe}', but the file is {path.stem}.yaml; make them equal"
         )
-    refuse_duplicates(data.train, path, "train")
-    refuse_duplicates(data.evaluate, path, "evaluate")
+    questions = [(line.dataset, line.template, line.split) for line in data.train]
+    refuse_duplicates(data.train, questions, path, "train")
     pairs = [
         open_pair(line.template, line, f"{path}: train[{i}]", path.parent)
         for i, line in enumerate(data.train)
@@ -103,6 +102,7 @@ def resolve(path: Path, seen: tuple[Path, ...]) -> Recipe:
         resolve_evaluation(line, f"{path}: evaluate[{i}]", path.parent)
         for i, line in enumerate(data.evaluate)
     ]
+    refuse_duplicates(data.evaluate, [entry.name for entry in evaluate], path, "evaluate")
     return Recipe(data.recipe, tuple(join_pairings(entries)), tuple(evaluate), path)
 
 
@@ -154,12 +154,17 @@ def choose_long_clips(line: EntryFile | EvaluateFile, card: DatasetCard, where: 
     return LongClips.of(line.long_clips)
 
 
-def refuse_duplicates(lines: Sequence[EntryFile | EvaluateFile], path: Path, key: str) -> None:
-    """Refuse a dataset that is asked two passes give the same frames: one result would hide the other."""
-    seen: dict[tuple[Any, ...], int] = {}
-    for i, line in enumerate(lines):
-        condition = line.condition if isinstance(line, EvaluateFile) else None
-        first = seen.setdefault((line.dataset, line.template, line.split, condition), i)
+def refuse_duplicates(
+    lines: Sequence[EntryFile | EvaluateFile], questions: Sequence[Hashable], path: Path, key: str
+) -> None:
+    """Refuse a dataset that two lines ask the same of: one result would hide the other.
+
+    Args:
+        questions: what tells whether two lines ask the same. path, key: of the recipe and of the lines in it.
+    """
+    seen: dict[Hashable, int] = {}
+    for i, (line, question) in enumerate(zip(lines, questions, strict=True)):
+        first = seen.setdefault(question, i)
         if first != i:
             template_names = line.template if isinstance(line.template, str) else ", ".join(line.template)
             raise UserError(
