@@ -311,6 +311,9 @@ def test_padded_cuts_shards_of_cuts_and_recordings_by_url_or_channel(tmp_path):
         (["train-clean-100.json", "train-clean-360.json"], {"train": 1, "train_clean_360": 1}),
         (["test_2019.json", "test_2021.json", "all.json"], {"test": 1, "test_2021": 1, "all": 1}),
         (["german.json", "dutch.json"], {"dutch": 1, "german": 1}),
+        (["train.json", "train-clean.json", "dev.json"], {"train": 1, "train_clean": 1, "validation": 1}),
+        (["validation.json", "valid-b.json", "valid-a.json"], {"validation": 1, "valid_a": 1, "valid_b": 1}),
+        (["a b.json", "a_b.json"], {"a_b": 1, "a_b_2": 1}),
     ],
 )
 def test_numbered_files_are_shards_of_a_split(names, splits):
@@ -350,7 +353,7 @@ def test_nemo_manifests_of_tars(tmp_path):
 def test_nemo_manifests(tmp_path):
     write_clip(tmp_path / "data" / "wav" / "a.wav", 1, 1.0)
     rows = [
-        {"audio_filepath": "wav/a.wav", "duration": 0.5, "offset": 0.25, "text": "one"},
+        {"audio_filepath": "wav/a.wav", "duration": 0.5, "offset": 0.25, "text": "one", "audio": "s3/a.wav"},
         {"audio_filepath": "wav/a.wav", "duration": 1.0, "text": "two"},
         {"duration": 1.0, "text": "three"},
     ]

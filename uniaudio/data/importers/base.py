@@ -193,10 +193,16 @@ def name_splits(files: Collection[Path]) -> dict[str, list[Path]]:
         numbered = SHARD if find_named_splits(stem) else ANY_NUMBER  # test_2019 and test_2021 are two sets
         groups.setdefault(numbered.sub("", stem), []).append(file)
     splits: dict[str, list[Path]] = {}
+    stems = set(map(make_name, groups))
     for stem, shards in groups.items():
-        named = find_named_splits(stem)
-        split = named.pop() if len(named) == 1 else "train" if len(groups) == 1 else make_name(stem)
-        splits[make_name(stem) if split in splits else split] = shards
+        whole, named = make_name(stem), find_named_splits(stem)
+        split = named.pop() if len(named) == 1 else "train" if len(groups) == 1 else whole
+        # `train` keeps its name beside `train-clean`, whichever comes first
+        if split in splits or (split != whole and split in stems):
+            split = whole
+        while split in splits:  # such as `a b` beside `a_b`
+            split += "_2"
+        splits[split] = shards
     return splits
 
 

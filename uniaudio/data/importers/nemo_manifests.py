@@ -29,7 +29,7 @@ class NemoImporter(JsonLinesImporter):
             if not isinstance(row.get(AUDIO), str):
                 skipped[f"no {AUDIO}"] += 1
                 continue
-            rest = {name: value for name, value in row.items() if name != AUDIO}
+            rest = {name: value for name, value in row.items() if name not in (AUDIO, "audio")}
             yield {"audio": locate_nemo_clip(row, file, root), **rest}
 
 
