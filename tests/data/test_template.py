@@ -59,6 +59,8 @@ def test_one_of_several_answers(tmp_path):
         ({"scoring": {"metrik": "wer"}}, "scoring.metrik: unknown key (did you mean 'metric'?)"),
         ({"domain": "noise"}, "domain: 'noise' is not one of speech, sound, music"),
         ({"labels": ["yes", True]}, "labels: a label is True, which is not text; put it in quotes"),
+        ({"labels": ["yes", float("nan")]}, "labels: a label is nan, which is not text; put it in quotes"),
+        ({"labels": [1, 1.0]}, "labels: 1 is written twice"),
         ({"labels": "yes"}, "labels: input should be a list, got 'yes'"),
         ({"labels": []}, "labels: is empty"),
         ({"labels": None, "labels_from": "none.txt"}, "labels_from: there is no file"),
@@ -113,9 +115,15 @@ def test_labels_from_a_file(tmp_path):
 
 
 def test_numbers_may_be_labels(tmp_path):
-    template = write(tmp_path, labels=[1, 2.5, "3"])
-    assert template.labels == ("1", "2.5", "3")
+    template = write(tmp_path, labels=[1, 2.5, "3", 4.0])
+    assert template.labels == ("1", "2.5", "3", "4")
     assert template.render({"word": 1}, None).answer == "1"
+    assert template.render({"word": 4.0}, None).answer == "4"
+
+
+@pytest.mark.parametrize("bpm", [119.6, "119.6", 120])
+def test_tempo_takes_numbers_and_the_text_that_tables_hold(bpm):
+    assert load_template("tempo").render({"bpm": bpm}, None).answer == "120"
 
 
 def test_one_caption_is_a_list_of_one(tmp_path):

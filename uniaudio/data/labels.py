@@ -11,7 +11,7 @@ from pydantic import BeforeValidator
 
 from uniaudio.config.nearest import suggest_name
 from uniaudio.config.text_files import compose, read_text_file
-from uniaudio.data.field_values import Classes, ClassIndex
+from uniaudio.data.field_values import Classes, ClassIndex, has_no_value, write_value
 from uniaudio.errors import RowError, UserError
 
 if TYPE_CHECKING:  # they import what is here
@@ -28,7 +28,7 @@ def check_labels_are_text(labels: Any) -> Any:
     if not isinstance(labels, list | tuple):
         return labels
     for label in labels:
-        if label is None or isinstance(label, bool):
+        if has_no_value(label) or isinstance(label, bool):
             raise ValueError(f"a label is {label}, which is not text; put it in quotes")
     return tuple(labels)
 
@@ -58,7 +58,7 @@ def read_label_set(stated: tuple[Label, ...] | str, folder: Path, where: str) ->
         where = f"{where}: {file}"
     else:
         labels = tuple(compose(label.strip()) if isinstance(label, str) else label for label in stated)
-    check_label_names([str(label) for label in labels], where)
+    check_label_names([write_value(label) for label in labels], where)
     return labels
 
 

@@ -239,7 +239,7 @@ def read_labels(data: TemplateFile, path: Path) -> tuple[str, ...] | None:
     stated, key = (data.labels, "labels") if data.labels_from is None else (data.labels_from, "labels_from")
     if stated is None:
         return None
-    return tuple(str(label) for label in read_label_set(stated, path.parent, f"{path}: {key}"))
+    return tuple(write_value(label) for label in read_label_set(stated, path.parent, f"{path}: {key}"))
 
 
 def check_inputs(data: TemplateFile, prompts: tuple[Text, ...], target: Text | None, path: Path) -> None:

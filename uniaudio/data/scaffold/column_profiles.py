@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from uniaudio.data.field_values import ClassIndex, has_no_value, parse_list
+from uniaudio.data.field_values import ClassIndex, has_no_value, parse_list, write_value
 from uniaudio.data.jinja_comparison import NUMBER
 
 MOST_VALUES = 5_000  # different values of a column that are counted one by one
@@ -70,7 +70,7 @@ class ColumnProfile:
 
     def add_plain(self, value: str | int | float) -> None:
         """Count a text or a number."""
-        text = str(value)
+        text = write_value(value)  # as an answer: 3.0 is 3
         if isinstance(value, ClassIndex):
             self.count_value(text)
             return
