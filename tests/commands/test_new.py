@@ -27,6 +27,10 @@ from uniaudio.config.run_files import load_run
 from uniaudio.config.strict_yaml import load_yaml
 from uniaudio.data.recipe import load_recipe
 from uniaudio.data.recipe_entries import open_entry
+from uniaudio.data.scaffold.answer_column import Answer
+from uniaudio.data.scaffold.layouts import Layout
+from uniaudio.data.scaffold.task_files import TaskDescription, make_line
+from uniaudio.data.scaffold.train_test_split import Division
 from uniaudio.data.sources.base import Row
 from uniaudio.errors import UserError
 from uniaudio.estimate import starting_config
@@ -134,6 +138,19 @@ def test_folders_of_splits_are_kept(tmp_path, place):
     assert (len(train), len(test)) == (8, 4)
     assert set(recipe.train[0].dataset.splits) == {"train", "dev", "test"}
     assert "the splits of the data" in text
+    assert "also trained on" not in text  # train/rook/rook0.wav and test/rook/rook0.wav are two files
+
+
+def test_clips_on_both_sides_of_the_splits_of_the_data_are_noted(tmp_path, place):
+    rows = [{"audio": f"clips/{n}.wav", "label": "ab"[n % 2]} for n in range(8)]
+    write_manifest(place, rows[:6], "train.jsonl")
+    write_manifest(place, rows[5:], "test.jsonl")
+    note = "1 of 3 values of `audio` in the test split are also trained on (clips/5.wav)"
+    assert note in new(tmp_path, place)[0]
+    (place / "test.jsonl").unlink()
+    split = [{**row, "split": split} for split in ("train", "test") for row in rows[3:7]]
+    write_manifest(place, split, "train.jsonl")
+    assert "4 of 4 values of `audio` in the test split" in new(tmp_path, place, force=True)[0]
 
 
 def test_a_class_called_train_is_no_split(tmp_path, place):
@@ -520,6 +537,15 @@ def test_underscores_around_a_class_are_no_blanks(tmp_path, place):
     assert {q.answer for q in read_sides(recipe)[0].values()} == {"noise", "dog bark"}
 
 
+@pytest.mark.parametrize(("rows", "weight"), [(90_000, 500), (None, None)])
+def test_several_training_splits_are_weighted_where_the_rows_of_all_are_known(rows, weight):
+    division = Division({}, ("train_a", "train_b"), None, "the splits of the data")
+    answer = Answer("label", "label")
+    known = {"train_a": 500, "train_b": rows}
+    task = TaskDescription("birds", Layout({}, ""), {}, answer, division, rows=known)
+    assert make_line(task, "train_a", "train").get("weight") == weight
+
+
 def test_labels_that_cannot_be_on_both_sides(tmp_path, place):
     write_classes(place, ["a", "b"], 1)
     assert "1 label(s) have so few clips that they occur only in the test split" in new(tmp_path, place)[0]
@@ -637,6 +663,11 @@ def without_paths(folder):
     write_jsonl(folder / "manifest.jsonl", [{"label": "a"}, {"label": "b"}])
 
 
+def of_two_kinds(folder):
+    for name in ("train.jsonl", "test.csv"):
+        write_manifest(folder, [{"label": "ab"[n % 2]} for n in range(4)], name)
+
+
 def broken(folder):
     for name in "ab":
         (folder / name).mkdir()
@@ -663,6 +694,10 @@ def broken(folder):
         (unnamed, "it is not clear which column is the answer; name it .*: x, y"),
         (without_clips, r"`audio` names gone\.wav, which is not in any folder near it"),
         (without_paths, "no column names the recordings; the columns are label"),
+        (
+            of_two_kinds,
+            r"contains tables and JSON Lines \(test\.csv, train\.jsonl\), but a card loads one kind",
+        ),
         (broken, r"none of the first 2 recordings can be read \(broken audio\)"),
         (lambda folder: (folder / "1-2.trans.txt").touch(), "uniaudio data import librispeech"),
     ],

@@ -17,6 +17,7 @@ from uniaudio.build.run_config import open_run
 from uniaudio.checks.first_rows import check_entry
 from uniaudio.config.search_paths import find_shipped_root
 from uniaudio.console import make_console
+from uniaudio.data.card_file import MANIFESTS
 from uniaudio.data.keep_conditions import KEY
 from uniaudio.data.recipe import load_recipe
 from uniaudio.data.scaffold.answer_column import Answer, choose_answer
@@ -158,7 +159,10 @@ def divide(
     first = next(row for read in rows.values() for row in read[:1])
     candidates = (named[1] if named else layout.audio, "file_name", "recording", "id")
     clip = next((name for name in candidates if name in columns and isinstance(first.get(name), str)), None)
-    return divide_rows(rows, profiles, labels, clip)
+    # names in folders of splits, tables and archives may begin anew in every split
+    kinds = MANIFESTS if len(rows) > 1 else (*MANIFESTS, "audiofolder")
+    is_file = clip in candidates[:2] and not layout.load.keys().isdisjoint(kinds)
+    return divide_rows(rows, profiles, labels, clip, is_file)
 
 
 def describe_task(

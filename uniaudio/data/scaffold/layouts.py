@@ -175,18 +175,22 @@ def find_manifest_layout(files: Mapping[str, Path], place: Path) -> Layout:
     """Look at manifests, one for each split: how they are read, and which column names the clips.
 
     Raises:
-        UserError: when no column does, or the clips are not there.
+        UserError: when no column does, the clips are not there, or the manifests are of two kinds.
     """
     first = next(iter(files.values()))
     is_table = first.suffix.lower() in TABLES
-    kept = {split: file for split, file in files.items() if (file.suffix.lower() in TABLES) == is_table}
+    names = ", ".join(file.name for file in files.values())
+    if any((file.suffix.lower() in TABLES) != is_table for file in files.values()):
+        raise UserError(
+            f"{place} contains tables and JSON Lines ({names}), but a card loads one kind; convert them to the same "
+            "kind, or name one of them with --data"
+        )
     rows = read_manifest_head(first, is_table)
     audio = find_audio_column(rows, first)
     kind = "csv" if is_table else "jsonl"
-    if len(kept) == 1:
+    if len(files) == 1:
         return Layout({kind: str(first)}, f"the manifest {first.name}", audio=audio)
-    names = ", ".join(file.name for file in kept.values())
-    return Layout({kind: str(place)}, f"the manifests {names}", tuple(kept), audio)
+    return Layout({kind: str(place)}, f"the manifests {names}", tuple(files), audio)
 
 
 def find_shard_layout(kind: str, place: Path, files: Sequence[Path]) -> Layout:

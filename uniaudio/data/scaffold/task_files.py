@@ -255,11 +255,11 @@ def render_recipe(task: TaskDescription) -> str:
 
 
 def make_line(task: TaskDescription, split: str, usual: str) -> dict[str, Any]:
-    """Return a line of the recipe; several training splits are drawn by their rows."""
+    """Return a line of the recipe; several training splits are drawn by their rows, where those of all are known."""
     line: dict[str, Any] = {"dataset": task.name, "template": task.name}
     if split != usual:
         line["split"] = split
-    rows = (task.rows or {}).get(split)
-    if usual == "train" and len(task.division.train) > 1 and rows:
-        line["weight"] = rows
+    rows = {name: (task.rows or {}).get(name) for name in task.division.train}
+    if usual == "train" and len(rows) > 1 and all(rows.values()):
+        line["weight"] = rows[split]
     return line

@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from uniaudio.data.column_names import CLIPS, FOLDS, GROUPS, SPLITS, simplify_name
+from uniaudio.data.column_names import FOLDS, GROUPS, SPLITS, simplify_name
 from uniaudio.data.jinja import compute_unit_hash
 from uniaudio.data.keep_conditions import KEY
 from uniaudio.data.scaffold.column_profiles import ColumnProfile
@@ -45,14 +45,17 @@ def divide_rows(
     profiles: Mapping[str, ColumnProfile],
     labels: Mapping[str, Sequence[str]] | None,
     clip: str | None,
+    is_file: bool,
 ) -> Division:
     """Keep the splits that data have; else divide them by folds, speakers or groups, else by clips.
 
     Args:
         rows: of every stored split, each with its key as a column.
         labels: of the same rows, where the answer is a label. clip: the column that names clips, where rows have one.
+        is_file: whether rows with the same name of a clip have the same file, whatever their splits.
     """
-    if len(rows) > 1 and (division := keep_stored_splits(rows, profiles)) is not None:
+    file = clip if is_file else None
+    if len(rows) > 1 and (division := keep_stored_splits(rows, profiles, file)) is not None:
         return division
     stored, columns = next(iter(rows.items()))
     notes = []
@@ -63,17 +66,17 @@ def divide_rows(
         )
     name = {} if stored == "train" else {"name": stored}
     of_rows = None if labels is None else labels[stored]
-    for divide in (divide_by_split_column, divide_by_fold):
-        if (division := divide(columns, profiles, name)) is not None:
-            break
-    else:
-        division = divide_by_hash(columns, profiles, name, of_rows, clip)
+    division = (
+        divide_by_split_column(columns, profiles, name, file)
+        or divide_by_fold(profiles, name)
+        or divide_by_hash(columns, profiles, name, of_rows, clip)
+    )
     division.notes[:0] = notes
     return division
 
 
 def keep_stored_splits(
-    rows: Mapping[str, Sequence[Columns]], profiles: Mapping[str, ColumnProfile]
+    rows: Mapping[str, Sequence[Columns]], profiles: Mapping[str, ColumnProfile], file: str | None
 ) -> Division | None:
     """Return the stored splits as those of the card; None where none of them is for training."""
     meaning = {name: find_named_splits(name) or {name} for name in rows}
@@ -92,12 +95,16 @@ def keep_stored_splits(
     splits = {name: {} if name == "train" else {"name": name} for name in rows}
     notes = []
     if test is not None:
-        notes = note_shared_groups([row for name in train for row in rows[name]], rows[test], profiles)
+        trained = [row for name in train for row in rows[name]]
+        notes = note_shared_groups(trained, rows[test], profiles, file)
     return Division(splits, train, test, f"the splits of the data, {', '.join(rows)}", notes)
 
 
 def divide_by_split_column(
-    rows: Sequence[Columns], profiles: Mapping[str, ColumnProfile], name: Mapping[str, str]
+    rows: Sequence[Columns],
+    profiles: Mapping[str, ColumnProfile],
+    name: Mapping[str, str],
+    file: str | None,
 ) -> Division | None:
     """Divide by a column that names the split of a row."""
     for column in find_columns(profiles, SPLITS):
@@ -119,7 +126,7 @@ def divide_by_split_column(
         train, tested = (
             [row for row in rows if str(row.get(column)) in named[side]] for side in ("train", test)
         )
-        notes = note_shared_groups(train, tested, profiles)
+        notes = note_shared_groups(train, tested, profiles, file)
         return Division(splits, ("train",), test, f"the column `{column}`", notes)
     return None
 
@@ -131,9 +138,7 @@ def compare(column: str, values: Sequence[str]) -> str:
     return f"{column} in {list(values)!r}"
 
 
-def divide_by_fold(
-    rows: Sequence[Columns], profiles: Mapping[str, ColumnProfile], name: Mapping[str, str]
-) -> Division | None:
+def divide_by_fold(profiles: Mapping[str, ColumnProfile], name: Mapping[str, str]) -> Division | None:
     """Divide by a column of folds: the last one is the test split."""
     for column in find_columns(profiles, FOLDS):
         profile = profiles[column]
@@ -253,11 +258,18 @@ def find_columns(profiles: Mapping[str, ColumnProfile], names: Sequence[str]) ->
 
 
 def note_shared_groups(
-    train: Collection[Columns], test: Collection[Columns], profiles: Mapping[str, ColumnProfile]
+    train: Collection[Columns],
+    test: Collection[Columns],
+    profiles: Mapping[str, ColumnProfile],
+    file: str | None,
 ) -> list[str]:
-    """Return a sentence for each column of clips, speakers or groups whose values are in train and test."""
+    """Return a sentence for each column of clips, speakers or groups whose values are in train and test.
+
+    Args:
+        file: the column of clips, where equal names are the same file.
+    """
     notes = []
-    for column in find_columns(profiles, (*CLIPS[:1], "file_name", *GROUPS)):
+    for column in [*([file] if file is not None else []), *find_columns(profiles, GROUPS)]:
         sides = [
             {str(row.get(column)) for row in rows if isinstance(row.get(column), str | int)}
             for rows in (train, test)
