@@ -1,6 +1,7 @@
 """Workers: the same global order however streams are shared out, and what is said when something breaks."""
 
 import json
+import multiprocessing
 import os
 import signal
 import time
@@ -174,6 +175,17 @@ def test_a_worker_that_ends_is_named_with_what_it_was_at(mixture, end, patience,
     mix = mixture(Deadly(end), streams=4, pool=8, patience=patience)
     with pytest.raises(UserError, match=f"a data worker {fate}; it was at: tones, the row of draw "):
         list(islice(make_loader(mix, ("tone",), 0, 1, 1, 2), 4))
+
+
+def test_workers_start_whatever_way_python_would_start_processes(mixture):
+    usual = multiprocessing.get_start_method()
+    # the default of macOS; that of Python 3.14 on is like it
+    multiprocessing.set_start_method("spawn", force=True)
+    try:
+        step = next(make_loader(mixture(), ("tone",), 0, 1, 1, 2))
+    finally:
+        multiprocessing.set_start_method(usual, force=True)
+    assert step.micro[0].ids == next(make_loader(mixture(), ("tone",), 0, 1, 0, 2)).micro[0].ids
 
 
 def test_what_a_user_should_know_about_streams_shards_and_workers(mixture):

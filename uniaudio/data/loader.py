@@ -18,7 +18,7 @@ from uniaudio.data.audio import ClipNotice
 from uniaudio.data.mixture import Mixture, StreamState
 from uniaudio.data.skipped_rows import Skip
 from uniaudio.data.sources.base import ShardedSource
-from uniaudio.data.worker_dataset import Failure, MicroBatch, WorkerDataset
+from uniaudio.data.worker_dataset import FORK, Failure, MicroBatch, WorkerDataset
 from uniaudio.data.worker_faults import (
     PLACES,
     ensure_open_files,
@@ -157,6 +157,7 @@ def make_loader(
             "prefetch_factor": prefetch,
             "timeout": mixture.patience + outage,
             "worker_init_fn": isolate_worker,
+            "multiprocessing_context": FORK,
         }
     owner = {stream: i % count for i, stream in enumerate(served)}
     crew = [

@@ -26,6 +26,9 @@ from uniaudio.feature_cache import FeatureStore, look_up_frames
 from uniaudio.types import Batch, Example
 
 Mask = tuple[int, int, int, int]
+# workers inherit the mixture: compiled templates and the model's count of tokens cannot be sent to a new process, as
+# Python would from version 3.14 on
+FORK = multiprocessing.get_context("fork")
 NAMED = 400  # bytes of a row's name that a worker leaves behind when it dies
 
 
@@ -65,8 +68,8 @@ class WorkerDataset(IterableDataset):
     turns: tuple[int, ...]
     states: Mapping[int, StreamState]
     stores: tuple[FeatureStore, ...] = ()
-    at: Any = field(default_factory=lambda: multiprocessing.get_context().Array("c", NAMED))
-    pid: Any = field(default_factory=lambda: multiprocessing.get_context().Value("q", 0))
+    at: Any = field(default_factory=lambda: FORK.Array("c", NAMED))
+    pid: Any = field(default_factory=lambda: FORK.Value("q", 0))
 
     def __iter__(self) -> Iterator[MicroBatch | Failure]:
         gc.collect()
