@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from uniaudio.config.strict_yaml import dump_yaml
 from uniaudio.data.card import load_card
 from uniaudio.data.sources import manifest, row_table
 from uniaudio.data.sources.in_memory import ListedSource
@@ -130,6 +131,24 @@ def test_a_large_manifest_is_parsed_once(tone_run, monkeypatch, tmp_path):
     assert again.fingerprint(["label"]) == label
     assert [row.key for row in again.rows()] == [row.key for row in first.rows()]
     assert not tests & {row.key for row in again.rows()}
+
+
+def test_a_large_table_under_another_suffix_is_read_anew(tmp_path, monkeypatch):
+    monkeypatch.setenv("UNIAUDIO_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(row_table, "SHARED_ROWS", 1)
+    monkeypatch.setattr(row_table, "SHARED_BYTES", 1)
+    texts = []
+    for suffix in ("tsv", "csv"):
+        (tmp_path / f"table.{suffix}").write_text('audio\ttext\na.wav\t"Hello"\n')
+        content = {
+            "dataset": "d",
+            "load": {"csv": f"table.{suffix}"},
+            "license": "x",
+            "splits": {"train": {}},
+        }
+        (tmp_path / "d.yaml").write_text(dump_yaml(content))
+        texts.append(open_source(load_card(str(tmp_path / "d.yaml")), "train").row(0).columns["text"])
+    assert texts == ['"Hello"', "Hello"]
 
 
 def test_old_files_of_another_user_stay_and_hinder_nothing(tmp_path, monkeypatch):

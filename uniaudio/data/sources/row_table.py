@@ -114,7 +114,8 @@ def share_listing(
     folder = folder or get_cache_root() / FOLDER
     with file.open("rb") as stream:
         content = hashlib.file_digest(stream, "blake2b").hexdigest()
-    index = folder / f"{hash_facts([*facts, content])}.json"
+    # how a table is cut depends on its suffix, too
+    index = folder / f"{hash_facts([*facts, file.suffix.lower(), content])}.json"
     with take_turns(index):
         if (table := open_table(index)) is not None:
             return table
