@@ -255,6 +255,15 @@ def test_a_segment_that_ends_before_it_begins_is_a_bad_row(kaldi):
     assert (first.reason, second.key) == ("empty audio", "u2")
 
 
+def test_a_segment_without_an_end_is_the_rest_of_the_recording(kaldi):
+    (kaldi / "kaldi" / "segments").write_text("u1 rec1 0.3 -1\nu2 rec1 9 -1\n")
+    whole = soundfile.info(kaldi / "kaldi" / "long.flac").duration
+    first, second = open_source(card(kaldi, {"kaldi": "kaldi"}), "train").rows()
+    assert first.audio[0].read_seconds() == pytest.approx(whole - 0.3)
+    assert len(first.audio[0].decode(30)) == round((whole - 0.3) * 16000)
+    assert second.reason == "empty audio"
+
+
 BAD_KALDI_LINES = pytest.mark.parametrize(
     ("file", "text", "message"),
     [

@@ -16,6 +16,7 @@ from uniaudio.data.sources.split_files import find_split_folder
 from uniaudio.errors import RowError
 
 START, END = "segment_start", "segment_end"
+REST_OF_RECORDING = -1  # as the end of a segment
 Columns = dict[str, Any]
 
 
@@ -49,6 +50,8 @@ class KaldiSource(ListedSource):
         if START not in row.columns:
             return row
         start, end = float(row.columns[START]), float(row.columns[END])
+        if end == REST_OF_RECORDING:
+            end = row.audio[0].read_seconds()
         if end <= start:
             raise RowError("empty audio", f"{row.key}: from {start:g} to {end:g} s")
         return replace(row, audio=tuple(replace(ref, span=(start, end)) for ref in row.audio))
