@@ -139,7 +139,7 @@ def compare_chain(first: Any, *rest: Any) -> bool:
 
 
 def prepare_comparisons(environment: Environment) -> None:
-    """Let the tests of an environment (``x is eq 5``, ``select('gt', 3)``) compare as ``compare`` does.
+    """Let the tests of an environment (``x is eq 5``, ``select('gt', 3)``) compare as ``compare_values`` does.
 
     What comparisons are rewritten to are filters, for the sandbox looks at every call of a function.
     """

@@ -74,8 +74,9 @@ class StepBatch:
 
     Args:
         micro: its packed micro-batches, at least one, possibly empty ones.
-        skips: questions left out on the way. drawn: questions tried, by dataset. cost: of the micro-batches, in
-        budgets. state: the position of this rank's streams behind the step. notices: clips that were used, but are odd.
+        skips: questions left out on the way. drawn: questions tried, by dataset.
+        cost: of the micro-batches, in budgets. state: the position of this rank's streams behind the step.
+        notices: clips that were used, but are odd.
     """
 
     micro: tuple[Batch, ...]

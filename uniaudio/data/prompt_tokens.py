@@ -154,7 +154,7 @@ class ChatFormat:
         """Return the ids of an answer with the end-of-turn id: exactly what is supervised.
 
         Raises:
-            RowError: when the answer is empty, cannot be used, see ``checked``, or becomes markup.
+            RowError: when the answer is empty, cannot be used, see ``check_data_text``, or becomes markup.
         """
         ids = self.encode_once(self.check_data_text(text))
         if not ids:

@@ -29,9 +29,8 @@ def list_split_files(
     """Return the files and URLs of a split, in a stable order.
 
     They are those that the card states as its ``files``; ``{split}`` in a place stands for the stored split's name.
-    Without both, files that name the stored split, or that lie
-    in a folder that does, are the split (see ``choose_files``). Where no file names any split, all of them are the
-    split ``train``.
+    Without both, files that name the stored split, or that lie in a folder that does, are the split (see
+    ``choose_files``). Where no file names any split, all of them are the split ``train``.
 
     Args:
         suffixes: of the files, the usual one first. left_out: is counted what is skipped, by reason.

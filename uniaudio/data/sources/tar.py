@@ -1,4 +1,4 @@
-"""Tar archives read by hand, for ``tarfile`` cannot begin in the middle; files in tars that a row names."""
+"""Tar archives read by hand, for ``tarfile`` takes damage in the middle for the end; files in tars that a row names."""
 
 from __future__ import annotations
 
