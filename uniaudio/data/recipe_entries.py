@@ -71,7 +71,7 @@ class Entry(RecipeEntry):
 
     @property
     def name(self) -> str:
-        """Unique among the entries of a recipe, up to constants."""
+        """Unique among the lines of a recipe; a replayed line with, say, another augmentation may have the same one."""
         return name_pair(self.dataset, self.templates, self.split, "train")
 
     def choose_long_clips(self, longest: float, where: str) -> LongClips:
