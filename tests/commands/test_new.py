@@ -700,12 +700,21 @@ def broken(folder):
         ),
         (broken, r"none of the first 2 recordings can be read \(broken audio\)"),
         (lambda folder: (folder / "1-2.trans.txt").touch(), "uniaudio data import librispeech"),
+        (lambda folder: (folder / "validated.tsv").touch(), "uniaudio data import common-voice"),
     ],
 )
 def test_what_it_cannot_make_a_task_of(tmp_path, place, make, message):
     make(place)
     with pytest.raises(UserError, match=message):
         new(tmp_path, place)
+
+
+def test_a_table_that_is_only_called_like_one_of_common_voice(tmp_path, place):
+    write_classes(place, ["clips"], 10)
+    rows = "".join(f"clips/clips{n}.wav\t{'ab'[n % 2]}\n" for n in range(10))
+    (place / "cross_validated.tsv").write_text(f"audio\tlabel\n{rows}")
+    train, test = read_sides(new(tmp_path, place)[1])
+    assert len(train) + len(test) == 10
 
 
 @pytest.mark.parametrize(

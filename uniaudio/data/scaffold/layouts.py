@@ -31,9 +31,9 @@ from uniaudio.errors import UserError, convert_to_user_error
 
 LISTS, TABLES = (".jsonl", ".json", ".ndjson"), (".csv", ".tsv")
 ORDER = ("train", "validation", "test")
-IMPORTERS = {  # files of layouts that an importer reads better than a guess
+IMPORTERS = {  # ends of paths in layouts that an importer reads better than a guess
     ".trans.txt": "librispeech",
-    "validated.tsv": "common-voice",
+    "/validated.tsv": "common-voice",
 }
 
 
@@ -104,7 +104,7 @@ def find_folder_layout(folder: Path) -> Layout:
     has_metadata = any(file.name in METADATA for file in files)
     for file in files:
         for ending, importer in IMPORTERS.items():
-            if file.name.endswith(ending):
+            if file.as_posix().endswith(ending):
                 raise UserError(
                     f"{folder} has a layout for which there is an importer; use `uniaudio data "
                     f"import {importer} {folder} -o DIR`"
