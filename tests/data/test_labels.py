@@ -100,6 +100,8 @@ def test_names_of_classes_hold_before_those_of_the_template(tmp_path):
         assert opened.templates[0].labels == tuple(NAMES)
         assert opened.templates[0].label_origin == "classes"
         assert render_answers(entry) == NAMES
+        trained, _ = load_recipe(str(tmp_path / "mine.yaml")).open_training_entries()
+        assert trained.train[0].templates[0].labels == tuple(NAMES)
         stated = write_entry(
             tmp_path, {"load": {kind: str(tmp_path / "data")}, "labels": {"label": ["rain", "snow"]}}
         )

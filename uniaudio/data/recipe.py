@@ -46,12 +46,13 @@ class Recipe:
     def open_training_entries(self) -> tuple[Recipe, list[Source]]:
         """Open all training entries; return the recipe with the closed sets that the data themselves state.
 
-        Of the names of classes training needs those that a wording lists; for the others no file is opened.
+        Of the names of classes training needs those that a wording lists, or that hold before the labels of a template;
+        for the others no file is opened.
         """
         sources = [open_source(entry.dataset, entry.split) for entry in self.train]
         entries = tuple(
             take_class_names(entry, source)
-            if any(template.lists_labels for template in entry.templates)
+            if any(template.lists_labels or template.labels for template in entry.templates)
             else entry
             for entry, source in zip(self.train, sources, strict=True)
         )
