@@ -335,6 +335,13 @@ def test_evaluation_crops_the_middle_and_skips(folder):
     assert clips[0] == (0, "d/train/ten.flac", None, list(range(100)))
 
 
+def test_a_hop_above_the_windows_of_an_evaluation_is_their_length(folder):
+    """As on a card, for training with longer windows: an encoder's reach is known when the first set is evaluated."""
+    clips, skips = evaluate_clips(write_recipe(folder, {"how": "windows", "hop": 6}).evaluate[0])
+    assert not skips
+    assert [window for _, _, window, _ in clips[:3]] == [(0, 4), (4, 8), (8, 10)]
+
+
 @pytest.mark.parametrize("how", ["windows", "crop"])
 def test_evaluation_takes_windows_and_crops_of_any_stated_length(folder, monkeypatch, how):
     monkeypatch.setattr("uniaudio.data.eval_examples.LONGEST_CLIP", 1.0)  # of a clip as a whole

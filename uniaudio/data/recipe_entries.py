@@ -109,14 +109,13 @@ class EvalEntry(RecipeEntry):
         """Return what becomes of long clips, with its lengths stated; windows where neither line nor card says it.
 
         Args:
-            usual: length of a crop or window that is not stated, in seconds.
-
-        Raises:
-            UserError: for a hop above that.
+            usual: length of a crop or window that is not stated, in seconds. A hop above it becomes the same.
         """
         if self.long_clips is None and len(self.dataset.audio) > 1:
             return LongClips("skip")
         chosen = self.long_clips or LongClips("windows")
+        if chosen.seconds is None and chosen.hop is not None:
+            chosen = replace(chosen, hop=min(chosen.hop, usual))
         return chosen if chosen.how == "skip" else chosen.fill_seconds(usual, f"evaluation set {self.name}")
 
     @property
