@@ -3,13 +3,15 @@
 import json
 
 import numpy as np
+import pytest
 import soundfile
 import yaml
 
 from uniaudio.checks.first_rows import check_entry
 from uniaudio.data.card import load_card
-from uniaudio.data.recipe_entries import EvalEntry
+from uniaudio.data.recipe_entries import Entry, EvalEntry
 from uniaudio.data.template import load_template
+from uniaudio.errors import UserError
 
 TONE = 0.3 * np.sin(np.arange(8000) / 10)
 
@@ -50,6 +52,22 @@ def test_clips_whose_channels_cancel_are_noted(tmp_path):
     (note,) = notes(tmp_path, {}, np.stack([TONE, -TONE], 1))
     assert note.startswith("anti-phase channels in 6 of the first 6 rows: their mean is silent")
     assert notes(tmp_path, {}, TONE) == ()
+
+
+def test_a_wording_that_no_row_can_fill_in_is_a_mistake_where_it_would_be_drawn(tmp_path):
+    notes(tmp_path, {}, TONE)
+    template = yaml.safe_load((tmp_path / "t.yaml").read_text())
+    template["prompts"] += ["<audio>Is it {{ label }}?", "<audio>Is it {{ label.name }}?"]
+    (tmp_path / "t.yaml").write_text(yaml.safe_dump(template))
+    parts = {
+        "dataset": load_card(str(tmp_path / "d.yaml")),
+        "templates": (load_template(str(tmp_path / "t.yaml")),),
+        "split": "train",
+        "constants": {},
+    }
+    with pytest.raises(UserError, match=r"none of the first 6 rows can be asked .*t\.yaml: prompts\[2\]"):
+        check_entry(Entry(**parts, share=1.0))
+    assert check_entry(EvalEntry(**parts, max_examples=None)).notes == ()
 
 
 def test_columns_with_times_that_nothing_uses_are_noted(tmp_path):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from statistics import fmean
 
@@ -101,7 +101,7 @@ def render_rows(
     """Return (seconds of all clips, the answer) of the rows that can be used.
 
     Raises:
-        UserError: with the reason of the first row, when none of them can be used.
+        UserError: with the reason of the first row, when none of them can be used, or asked with one of the wordings.
     """
     usable, reasons = [], [str(row) for row in read if isinstance(row, RowError)]
     for row in read:
@@ -116,7 +116,31 @@ def render_rows(
             f"dataset {entry.dataset.name}, split {entry.split}: none of the first {len(read)} rows can be used "
             f"({reasons[0]})"
         )
+    if isinstance(entry, Entry):  # training draws any of the wordings, evaluation takes the first
+        refuse_broken_wordings(read, entry, template)
     return usable
+
+
+def refuse_broken_wordings(read: Sequence[Row | RowError], entry: Entry, template: Template) -> None:
+    """Refuse a wording behind the first that can be filled in for none of the rows.
+
+    Raises:
+        UserError: with the reason of the first row.
+    """
+    rows = [row for row in read if isinstance(row, Row)]
+    for prompt in template.prompts[1:]:
+        wording, reason = replace(template, prompts=(prompt,)), ""
+        for row in rows:
+            try:
+                entry.render_question(row, wording)
+                break
+            except RowError as problem:
+                reason = reason or f"{row.key}: {problem}"
+        else:
+            raise UserError(
+                f"dataset {entry.dataset.name}, split {entry.split}: none of the first {len(read)} rows can be asked "
+                f"with a wording of template {template.task} ({reason})"
+            )
 
 
 def shorten_clips(lengths: Sequence[float], long_clips: LongClips | None, longest: float) -> list[float]:
