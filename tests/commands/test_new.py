@@ -141,6 +141,14 @@ def test_folders_of_splits_are_kept(tmp_path, place):
     assert "also trained on" not in text  # train/rook/rook0.wav and test/rook/rook0.wav are two files
 
 
+def test_manifests_of_splits_under_the_other_suffix_of_json_lines(tmp_path, place):
+    rows = [{"audio": f"clips/{n}.wav", "label": "ab"[n % 2]} for n in range(8)]
+    write_manifest(place, rows[:5], "train.ndjson")
+    write_manifest(place, rows[5:], "test.ndjson")
+    train, test = read_sides(new(tmp_path, place)[1])
+    assert (len(train), len(test)) == (5, 3)
+
+
 def test_clips_on_both_sides_of_the_splits_of_the_data_are_noted(tmp_path, place):
     rows = [{"audio": f"clips/{n}.wav", "label": "ab"[n % 2]} for n in range(8)]
     write_manifest(place, rows[:6], "train.jsonl")

@@ -168,7 +168,7 @@ class JsonlSource(ListedSource):
     """A manifest file, or a folder with ``manifest.jsonl`` (``<name>.jsonl`` for a stored split of that name)."""
 
     def __init__(self, card: DatasetCard, split: str) -> None:
-        path = find_manifest(card, split, (".jsonl",))
+        path = find_manifest(card, split, (".jsonl", ".ndjson"))
         super().__init__(card, split, name_rows(read_jsonl, path, card), path.parent, path)
 
 
