@@ -10,7 +10,7 @@ import pyarrow
 import pyarrow.parquet as pq
 import pytest
 import soundfile
-from helpers.files import card, clip_bytes, numbers, write_parquet, write_tar
+from helpers.files import card, clip_bytes, compress, numbers, write_parquet, write_tar
 from helpers.resuming import check_places
 
 from uniaudio.data.audio import decode
@@ -420,13 +420,16 @@ def test_members_before_the_damage_of_an_archive_are_found(tmp_path):
     write_tar(tmp_path / "a.tar", range(1, 6))
     content = (tmp_path / "a.tar").read_bytes()
     (tmp_path / "a.tar").write_bytes(content[: len(content) // 2])
+    compress(tmp_path / "a.tar", ".gz")
     lines = [{"audio": f"a.tar::{n:04d}.flac", "n": n} for n in (1, 5)]
     lines.append({"audio": {"path": "a.tar", "offset": "far", "size": 3}, "n": 0})
+    lines.append({"audio": "a.tar.gz::0001.flac", "n": 1})
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    first, second, third = open_source(card(tmp_path, {"jsonl": "rows.jsonl"}), "train").rows()
+    first, second, third, fourth = open_source(card(tmp_path, {"jsonl": "rows.jsonl"}), "train").rows()
     assert numbers([first]) == [(1, 1)]
     assert "damaged before it" in str(second)
     assert third.reason == "broken metadata"
+    assert "a.tar.gz is compressed, so its files cannot be read one by one" in str(fourth)
 
 
 def test_an_open_quote_costs_one_line_of_a_table(tmp_path):

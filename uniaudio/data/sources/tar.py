@@ -190,6 +190,9 @@ def find_archive_member(archive: Path, member: str) -> FilePart:
     """
     if not archive.is_file():
         raise RowError("missing file", str(archive))
+    if find_codec(str(archive)) is not None:
+        detail = f"{archive} is compressed, so its files cannot be read one by one; decompress it"
+        raise RowError("missing file", detail)
     members = list_archive_members(archive)
     if member not in members:
         raise RowError("missing file", f"{archive} holds no {member} (or is damaged before it)")
