@@ -21,7 +21,7 @@ from uniaudio.commands import tune_batch
 from uniaudio.config.decoder import MiniatureConfig
 from uniaudio.config.run_files import load_run
 from uniaudio.errors import UserError
-from uniaudio.outputs import apply_umask, check_output_file, check_output_folder
+from uniaudio.outputs import apply_umask, check_output_file, check_output_folder, remove_on_failure
 from uniaudio.tiny import text_lm
 from uniaudio.tiny.run_assets import ensure_parts
 from uniaudio.train.run_lock import hold_run_folder
@@ -192,3 +192,25 @@ def test_weights_and_folders_get_the_users_permissions(tmp_path, mask, of_file, 
         os.umask(before)
     assert stat.S_IMODE((folder / "model.safetensors").stat().st_mode) == of_file
     assert stat.S_IMODE(folder.stat().st_mode) == of_folder
+
+
+@pytest.mark.parametrize("is_there", [False, True])
+def test_what_a_failed_command_wrote_is_removed_and_nothing_else(tmp_path, is_there):
+    folder = tmp_path / "out"
+    if is_there:
+        folder.mkdir()
+        (folder / "run.lock").write_text("kept")
+
+    def write_and_fail():
+        (folder / "datasets").mkdir(parents=True)
+        (folder / "datasets" / "a.yaml").write_text("a: 1")
+        (folder / "link").symlink_to(tmp_path)
+        raise UserError("a mistake")
+
+    with pytest.raises(UserError, match="a mistake"), remove_on_failure(folder):
+        write_and_fail()
+    assert [path.name for path in folder.glob("*")] == (["run.lock"] if is_there else [])
+    assert folder.exists() == is_there
+    with remove_on_failure(folder):
+        folder.mkdir(exist_ok=True)
+    assert folder.exists()

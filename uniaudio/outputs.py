@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -100,6 +101,24 @@ def create_temporarily(folder: Path) -> Iterator[None]:
         for path in missing:
             with contextlib.suppress(OSError):  # not made, or somebody else's files are in it
                 path.rmdir()
+
+
+@contextmanager
+def remove_on_failure(folder: Path) -> Iterator[None]:
+    """Remove what came into a folder where the block fails, and a new folder itself: the command can be given again."""
+    before = set(folder.iterdir()) if folder.is_dir() else None
+    try:
+        yield
+    except BaseException:
+        for path in set(folder.iterdir() if folder.is_dir() else ()) - (before or set()):
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+        if before is None:
+            with contextlib.suppress(OSError):  # not made
+                folder.rmdir()
+        raise
 
 
 def write_trial(file: Path) -> None:

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 import soundfile
 import torch
-from conftest import tone
+from conftest import tiny_qwen, tone
 from helpers.run_folders import latest_checkpoint
+from transformers import AutoConfig, AutoTokenizer
 
 from uniaudio.build.encoders import load_encoder
 from uniaudio.build.model import load_model
@@ -26,6 +27,7 @@ from uniaudio.data.sources.base import Row
 from uniaudio.data.sources.source_kinds import open_source
 from uniaudio.errors import RowError, UserError
 from uniaudio.evaluate.probing.labelled_folder import hold_folders
+from uniaudio.model.lora import merge_lora
 from uniaudio.train.checkpoint.folders import list_stage_ends
 from uniaudio.train.checkpoint.reading import load_checkpoint
 
@@ -119,6 +121,45 @@ def test_what_cannot_be_added_to_is_reported(finished, buzzes, tmp_path):
         add_task(finished, str(buzzes), tmp_path / "b", None, 0.0, [], ["stepz=3"])
 
 
+def test_a_new_task_is_not_ended_by_the_cap_of_the_old_run(tone_run, buzzes, tmp_path):
+    old = tmp_path / "old"
+    capped = [f"output_dir={old}", "stages.0.steps=2", "train.max_steps=2", "stages.0.warmup=0"]
+    assert run_training(load_run(tone_run, capped), None) == 0
+    config = add_task(old, str(buzzes), tmp_path / "new", 3, 0.0, [])
+    assert run_training(load_run(config), "yes") == 0
+    assert [row["step"] for row in rows(tmp_path / "new") if "loss" in row] == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["name=one"], "stages must have different names, got one, one"),
+        (["steps=0"], "steps: input should be"),
+    ],
+)
+def test_a_mistake_in_the_new_stage_leaves_nothing_behind(finished, buzzes, tmp_path, overrides, message):
+    with pytest.raises(UserError, match=message):
+        add_task(finished, str(buzzes), tmp_path / "new", None, 0.5, [], overrides)
+    assert not (tmp_path / "new").exists()
+    (tmp_path / "new").mkdir()
+    with pytest.raises(UserError, match=message):
+        add_task(finished, str(buzzes), tmp_path / "new", None, 0.5, [], overrides)
+    assert add_task(finished, str(buzzes), tmp_path / "new", None, 0.5, []).is_file()
+
+
+def test_a_recipe_with_replay_finds_the_files_of_its_labels(finished, buzzes, tmp_path):
+    """They are named relative to the recipe, of which the new run has a copy."""
+    (buzzes.parent / "labels.txt").write_text("long\nshort\n")
+    line = {"dataset": "buzzes", "template": "buzz"}
+    lines = [{**line, "labels": "labels.txt"}, {**line, "split": "test", "labels": {"label": "labels.txt"}}]
+    evaluate = [{**line, "labels": "none"}]
+    buzzes.write_text(dump_yaml({"recipe": "buzz_recipe", "train": lines, "evaluate": evaluate}))
+    config = load_run(add_task(finished, str(buzzes), tmp_path / "new", 3, 0.25, []))
+    recipe = load_recipe(config.stages[1].recipe)
+    assert [entry.label_sets for entry in recipe.train[:2]] == [(("long", "short"),)] * 2
+    assert recipe.evaluate[0].label_sets == (None,)
+
+
 def test_a_reservoir_is_replayed_when_the_old_data_are_gone(finished, buzzes, tone_run, tmp_path):
     pack_recipe(str(tone_run.parent / "tone_recipe.yaml"), tmp_path / "kept", 64, rows=7)
     kept = [json.loads(line) for line in (tmp_path / "kept/tones/train.jsonl").read_text().splitlines()]
@@ -197,6 +238,90 @@ def test_a_soup_lies_between_the_run_and_its_start(finished, tone_run, tmp_path)
         torch.testing.assert_close(value, torch.lerp(start[name], end[name], 0.25))
 
 
+STAGE = {"recipe": "tone_recipe", "steps": 3, "budget": {"audio_seconds": 6}}
+
+
+def train_two_stages(tone_run, folder, first, **settings):
+    """Train a run whose first stage trains some of the parts; return the ends of both stages."""
+    stages = [{**STAGE, "name": "a", "train": first}, {**STAGE, "name": "b"}]
+    changes = {"stages": stages, "output_dir": str(folder), "data.log_ids": False, **settings}
+    assert run_training(load_run(tone_run, changes), None) == 0
+    return list_stage_ends(folder)
+
+
+def merged_encoder(spec):
+    encoder = load_encoder(str(spec), CPU)
+    merge_lora(encoder)
+    return encoder.state_dict()
+
+
+def assert_between(mixed, start, end, alpha):
+    first, last, result = merged_encoder(start), merged_encoder(end), merged_encoder(mixed)
+    assert any(not torch.equal(first[name], last[name]) for name in first)
+    for name, value in result.items():
+        torch.testing.assert_close(value, torch.lerp(first[name], last[name], alpha), atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("first", "settings"),
+    [
+        ({"^encoder": "frozen"}, {}),  # whose checkpoint holds no tensor of the encoder
+        ({"^encoder": "frozen"}, {"encoders.whisper.train": "lora"}),
+        ({}, {"encoders.whisper.train": "lora", "encoders.whisper.lr": 0.05}),
+        ({"^encoder": "full"}, {"encoders.whisper.train": "lora", "encoders.whisper.lr": 0.05}),
+    ],
+)
+def test_a_soup_lies_between_a_run_and_the_end_of_its_first_stage(tone_run, tmp_path, first, settings):
+    ends = train_two_stages(tone_run, tmp_path / "two", first, **settings)
+    for alpha, out in ((0.0, "zero"), (0.4, "some")):
+        make_soup([str(tmp_path / "two")], tmp_path / out, str(ends[0]), alphas=(alpha,))
+        assert_between(tmp_path / out, ends[0], ends[1], alpha)
+    start, end, mixed = (
+        load_model(str(path), CPU).model.adapter for path in (*ends.values(), tmp_path / "some")
+    )
+    torch.testing.assert_close(
+        mixed.down.weight, torch.lerp(start.down.weight, end.down.weight, 0.4), atol=1e-6, rtol=1e-5
+    )
+
+
+def test_updates_of_a_decoder_are_not_interpolated_factor_by_factor(tone_run, tmp_path):
+    ends = train_two_stages(tone_run, tmp_path / "two", {}, **{"decoder.train": "lora", "decoder.lr": 0.01})
+    with pytest.raises(UserError, match="its decoder has other low-rank updates than"):
+        make_soup([str(tmp_path / "two")], tmp_path / "mixed", str(ends[0]), alphas=(0.5,))
+    assert not (tmp_path / "mixed").exists()
+
+
+@pytest.mark.parametrize(
+    ("models", "options", "message"),
+    [
+        (2, {"weights": [0.0, 0.0]}, r"--weights 0,0: their sum must be a number above 0"),
+        (2, {"weights": [1.0, float("nan")]}, r"--weights 1,nan: their sum must be a number above 0"),
+        (2, {"weights": [1.0]}, "2 models need the same number of --weights, not 1"),
+        (2, {"alphas": (0.5,)}, "--start, --alpha and --data are for one run"),
+        (2, {"data": ["tones=tones"]}, "--start, --alpha and --data are for one run"),
+        (2, {"start": "run"}, "--start, --alpha and --data are for one run"),
+        (1, {"weights": [0.5]}, "--weights is for several runs; for one run, give --alpha"),
+    ],
+)
+def test_options_that_would_do_nothing_are_refused(tmp_path, models, options, message):
+    with pytest.raises(UserError, match=message):
+        make_soup(["run"] * models, tmp_path / "out", **options)
+
+
+def test_models_with_different_decoders_are_not_averaged(finished, tone_run, tmp_path):
+    folder = tone_run.parent
+    tiny_qwen(AutoConfig.from_pretrained(folder / "qwen").vocab_size, seed=1).save_pretrained(
+        folder / "other"
+    )
+    AutoTokenizer.from_pretrained(folder / "qwen").save_pretrained(folder / "other")
+    settings = [f"output_dir={tmp_path / 'second'}", "stages.0.steps=2", "decoder.path=other"]
+    assert run_training(load_run(tone_run, settings), None) == 0
+    with pytest.raises(
+        UserError, match=r"was trained with the decoder .*qwen .*; average runs with the same"
+    ):
+        make_soup([str(finished), str(tmp_path / "second")], tmp_path / "mean")
+
+
 def test_probes_on_held_out_train_clips_choose_the_share(finished, tone_run, tmp_path, capsys):
     data = f"tones={tone_run.parent / 'tones'}"
     main_ok("soup", str(finished), "-o", str(tmp_path / "best"), "--data", data)
@@ -255,6 +380,17 @@ def test_the_forgetting_matrix_of_two_stages(finished, buzzes, tmp_path, monkeyp
     assert (tmp_path / "new" / "forgetting.png").read_bytes()[1:4] == b"PNG"
     with pytest.raises(UserError, match="no checkpoint from the end of a stage"):
         measure_forgetting(tmp_path, data, None)
+
+
+def test_a_stage_may_have_the_name_of_the_row_before_training(tone_run, tmp_path):
+    stage = {**STAGE, "name": "start", "steps": 2}
+    changes = {"stages": [stage], "output_dir": str(tmp_path / "run")}
+    assert run_training(load_run(tone_run, changes), None) == 0
+    data = [f"tones={tone_run.parent / 'tones'}"]
+    result = measure_forgetting(tmp_path / "run", data, None, ["tones=start"], max_examples=4, seeds=1)
+    assert result["probe/knn"]["stages"] == result["answers"]["stages"] == ["start", "stage start"]
+    assert result["probe/knn"]["learned"] == result["answers"]["learned"] == [1]
+    assert len(result["probe/knn"]["scores"]) == 2
 
 
 def test_the_budget_is_tuned_before_a_run_for_every_stage(tone_run, monkeypatch):

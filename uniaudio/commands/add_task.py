@@ -19,8 +19,10 @@ from uniaudio.config.search_paths import make_portable_name
 from uniaudio.config.stages import Stage
 from uniaudio.config.strict_yaml import dump_yaml
 from uniaudio.config.trust import remember_run
+from uniaudio.data.labels import OPEN
 from uniaudio.data.recipe import load_recipe
 from uniaudio.errors import UserError
+from uniaudio.outputs import remove_on_failure
 from uniaudio.train.checkpoint.folders import find_stage_ends
 from uniaudio.train.checkpoint.integrity import COMPLETE
 from uniaudio.train.run_lock import hold_run_folder, refuse_filled_folder, refuse_held_folder
@@ -39,8 +41,8 @@ def add_task(
 ) -> Path:
     """Write ``out`` so that ``uniaudio train OUT/config.yaml --resume`` trains the new stage; return the config.
 
-    The new stage is like the last one but for its recipe and steps. The ends of the old stages go along, so that
-    ``uniaudio forgetting`` tells of all of them.
+    The new stage is like the last one but for its recipe and steps, and no ``train.max_steps`` of the old run ends it.
+    The ends of the old stages go along, so that ``uniaudio forgetting`` tells of all of them.
 
     Args:
         replay: share of draws that goes to ``old`` recipes, evenly; by default to those of all stages.
@@ -67,15 +69,19 @@ def add_task(
     name = load_recipe(recipe).name
     with hold_run_folder(out):
         refuse_filled_folder(out)
-        with allow_environment(config.reads_environment):
-            written = write_recipe(recipe, out, replay, old, config)
-        stage = make_next_stage(config, name, written, steps, overrides)
-        grown = config.model_copy(update={"output_dir": str(out), "stages": (*config.stages, stage)})
-        copy_run(run, ends, out)
-        grown.save(out / "config.yaml")
-        if config.reads_environment:  # of a run made here; others stay somebody else's
-            remember_run(out, grown.collect_trust_settings(), config.trust)
-        load_run(str(out / "config.yaml"))  # names and numbers are checked as for any config
+        with remove_on_failure(out):
+            with allow_environment(config.reads_environment):
+                written = write_recipe(recipe, out, replay, old, config)
+            stage = make_next_stage(config, name, written, steps, overrides)
+            # a cap of the old run would end the new one where that ended
+            train = config.train.model_copy(update={"max_steps": None})
+            stages = (*config.stages, stage)
+            grown = config.model_copy(update={"output_dir": str(out), "stages": stages, "train": train})
+            copy_run(run, ends, out)
+            grown.save(out / "config.yaml")
+            if config.reads_environment:  # of a run made here; others stay somebody else's
+                remember_run(out, grown.collect_trust_settings(), config.trust)
+            load_run(str(out / "config.yaml"))  # names and numbers are checked as for any config
     return out / "config.yaml"
 
 
@@ -112,7 +118,7 @@ def write_recipe(recipe: str, out: Path, replay: float, old: Sequence[str], conf
 
 
 def make_portable_lines(path: Path) -> dict[str, Any]:
-    """Return what a recipe file says, with names that mean the same in any other folder."""
+    """Return what a recipe file says, with names and paths that mean the same in any other folder."""
     near = path.parent.resolve()
     cards = near / "datasets" if (near / "datasets").is_dir() else near
     data = read_layers(path, "recipe")
@@ -124,11 +130,20 @@ def make_portable_lines(path: Path) -> dict[str, Any]:
             for each in ([templates] if isinstance(templates, str) else templates)
         ]
         line["template"] = names[0] if isinstance(templates, str) else names
+        if "labels" in line:
+            line["labels"] = make_portable_labels(line["labels"], near)
     data["replay"] = [
         {**line, "recipe": make_portable_name("recipe", line["recipe"], near)}
         for line in data.get("replay", ())
     ]
     return data
+
+
+def make_portable_labels(labels: Any, near: Path) -> Any:
+    """Return `labels` of a line with full paths of the files that hold them."""
+    if isinstance(labels, dict):
+        return {column: make_portable_labels(stated, near) for column, stated in labels.items()}
+    return str(near / Path(labels).expanduser()) if isinstance(labels, str) and labels != OPEN else labels
 
 
 def make_next_stage(

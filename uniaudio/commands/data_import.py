@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -31,6 +30,7 @@ from uniaudio.data.sources.base import Row
 from uniaudio.data.sources.paths import TARS, expand_places, is_remote, join_place
 from uniaudio.data.sources.source_kinds import open_source
 from uniaudio.errors import RowError, UserError, escape_text
+from uniaudio.outputs import remove_on_failure
 
 LOOKED_AT = 500  # rows of a split of which lengths and answers are shown
 MOST_LABELS = 60  # different answers that are still a set of labels
@@ -80,14 +80,9 @@ def import_data(
             f"{source}: there is no training set, only {sets}; a recipe needs a training set, so "
             "import both together"
         )
-    made_here = not out.exists()
-    try:
+    with remove_on_failure(out):
         recipe = write_import(data, out, named)
         show_import(recipe, data, out, console)
-    except BaseException:
-        if made_here:
-            shutil.rmtree(out, ignore_errors=True)
-        raise
     return recipe
 
 

@@ -31,6 +31,7 @@ from uniaudio.evaluate.forgetting import (
 )
 from uniaudio.evaluate.forgetting_figure import draw_matrices
 from uniaudio.evaluate.generation.entry_metrics import describe_cut_answers, format_row_counts
+from uniaudio.evaluate.metrics.text_metrics import LOWER_IS_BETTER
 from uniaudio.evaluate.probing.class_scores import ProbeScores
 from uniaudio.evaluate.probing.clip_probes import KINDS
 from uniaudio.evaluate.probing.labelled_folder import hold_folders, parse_folders
@@ -40,8 +41,6 @@ from uniaudio.outputs import check_output_folder
 from uniaudio.report.probe_scores import FINGERPRINTS
 from uniaudio.train.checkpoint.folders import find_stage_ends
 from uniaudio.train.checkpoint.integrity import BASES, CONFIG, MODEL, STATE
-
-ERRORS = ("wer", "cer")  # metrics of which less is better; a matrix holds 1 minus them, at least 0
 
 
 def measure_forgetting(
@@ -73,7 +72,7 @@ def measure_forgetting(
     config = load_stored_run(ends[max(ends)] / "config.yaml", run, trust)
     config.require_trust(decoder=answers)
     recipes = load_stage_recipes(config)
-    stages = {config.stages[index].name: path for index, path in sorted(ends.items())}
+    stages = {name_row(config.stages[index].name): path for index, path in sorted(ends.items())}
     for complaint in complaints:
         console.print(complaint, style="yellow", soft_wrap=True)
     folders = parse_folders(data)
@@ -113,7 +112,13 @@ def probe_rows(
             else load_encoder(str(stages[name]), trust=config.trust)
         )
         rows[name] = probe_held(encoder, sets, seeds)
+        del encoder  # freed before the next one is loaded
     return rows
+
+
+def name_row(stage: str) -> str:
+    """Return the name of a stage's row in a matrix: ``start`` is that of the model before any training."""
+    return f"stage {stage}" if stage == START else stage
 
 
 def find_first_trained(
@@ -135,6 +140,7 @@ def find_first_trained(
             first.setdefault(entry.dataset.name, row)
     for item in learned:
         name, _, stage_name = item.partition("=")
+        stage_name = name_row(stage_name)
         if stage_name not in names:
             raise UserError(f"--learned {item}: write NAME=STAGE with a stage of {', '.join(names)}")
         if name not in sets:
@@ -157,7 +163,7 @@ def iterate_recipes_by_row(
     for stage, recipe in zip(config.stages, recipes, strict=True):
         if row <= len(stages):
             yield row, recipe
-        row += stage.name in stages
+        row += name_row(stage.name) in stages
 
 
 def probe_matrices(
@@ -194,6 +200,7 @@ def answer_matrix(
         console.print(f"asking {name}", style="dim")
         loaded = load_model(str(path), trust=config.trust)
         results = evaluate_recipe(loaded, union, make_prediction_settings(loaded), max_examples)
+        del loaded  # freed before the next one is loaded
         rows.append(tuple(make_higher_better(results[entry]) for entry in entries_by_name))
         for entry, result in results.items():
             if result["rows"] != result["examples"] or result["cut"]:
@@ -214,7 +221,7 @@ def answer_matrix(
 def make_higher_better(result: Mapping[str, Any]) -> float:
     """Return a score of which more is better: an error rate becomes 1 minus itself, at least 0."""
     value = float(result["score"])
-    return max(0.0, 1 - value) if result["metric"] in ERRORS else value
+    return max(0.0, 1 - value) if result["metric"] in LOWER_IS_BETTER else value
 
 
 def show_matrices(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -30,8 +31,9 @@ from uniaudio.evaluate.probing.clip_probes import ProbeKind
 from uniaudio.evaluate.probing.labelled_folder import hold_folders, parse_folders
 from uniaudio.evaluate.probing.suite_run import probe_held
 from uniaudio.evaluate.probing.task_rows import TaskRows
+from uniaudio.model.lora import merge_lora, strip_lora_name
 from uniaudio.train.checkpoint.folders import is_complete
-from uniaudio.train.checkpoint.reading import Checkpoint
+from uniaudio.train.checkpoint.reading import Checkpoint, describe_weights, is_same_base
 from uniaudio.train.checkpoint.writing import Snapshot, save_checkpoint
 from uniaudio.train.optim import component_of
 from uniaudio.train.run_lock import hold_run_folder, refuse_filled_folder
@@ -104,21 +106,18 @@ def make_soup(
     """
     console = make_console()
     refuse_filled_folder(out)
+    refuse_unused_options(len(specs), start, weights, alphas, data)
     opened = [open_checkpoint_or_explain(spec) for spec in specs]
     last = opened[0]
     config = read_stored_config(last, trust)
     config.require_trust(decoder=False)
     if len(opened) > 1:
-        if weights is not None and len(weights) != len(opened):
-            raise UserError(f"{len(opened)} models need the same number of --weights, not {len(weights)}")
-        mixed = average_tensors([model.model for model in opened], weights or [1.0] * len(opened))
-        facts: dict[str, Any] = {"averaged": list(specs), "weights": list(weights or [1.0] * len(opened))}
+        shares = list(weights or [1.0] * len(opened))
+        refuse_other_decoders(opened)
+        mixed = average_tensors([model.model for model in opened], shares)
+        facts: dict[str, Any] = {"averaged": list(specs), "weights": shares}
     else:
-        if len(alphas) > 1 and not data:
-            raise UserError(
-                "several shares need --data NAME=FOLDER to choose between them, or give one --alpha"
-            )
-        origin = load_start_tensors(config, last, start)
+        origin = load_start_tensors(config, last, start, trust)
         chosen = alphas[0]
         facts = {"from": start or "the weights named in the config", "to": specs[0]}
         if len(alphas) > 1:
@@ -139,6 +138,50 @@ def make_soup(
     return write_soup(out, last, config, mixed, facts)
 
 
+def refuse_unused_options(
+    models: int,
+    start: str | None,
+    weights: Sequence[float] | None,
+    alphas: Sequence[float],
+    data: Sequence[str],
+) -> None:
+    """Refuse options that do nothing for so many models, weights without a mean, and shares to choose by nothing.
+
+    Raises:
+        UserError: naming the options.
+    """
+    if models > 1:
+        if start is not None or data or len(alphas) == 1:
+            raise UserError(
+                "--start, --alpha and --data are for one run; several runs are averaged with --weights"
+            )
+        if weights is not None and len(weights) != models:
+            raise UserError(f"{models} models need the same number of --weights, not {len(weights)}")
+        if weights is not None and not 0 < sum(weights) < math.inf:
+            shown = ",".join(f"{weight:g}" for weight in weights)
+            raise UserError(f"--weights {shown}: their sum must be a number above 0")
+    elif weights is not None:
+        raise UserError("--weights is for several runs; for one run, give --alpha")
+    elif len(alphas) > 1 and not data:
+        raise UserError("several shares need --data NAME=FOLDER to choose between them, or give one --alpha")
+
+
+def refuse_other_decoders(models: Sequence[Checkpoint]) -> None:
+    """Refuse to average models that were trained with different decoders: their adapters speak to others.
+
+    Raises:
+        UserError: naming both decoders.
+    """
+    first = models[0].bases.get("decoder", {})
+    for model in models[1:]:
+        decoder = model.bases.get("decoder", {})
+        if not is_same_base(first, decoder):
+            raise UserError(
+                f"{models[0].path} was trained with the decoder {describe_weights(first)}, {model.path} with "
+                f"{describe_weights(decoder)}; average runs with the same decoder"
+            )
+
+
 def open_checkpoint_or_explain(spec: str) -> Checkpoint:
     checkpoint = open_checkpoint(spec)
     if checkpoint is None:
@@ -146,23 +189,16 @@ def open_checkpoint_or_explain(spec: str) -> Checkpoint:
     return checkpoint
 
 
-def load_start_tensors(config: RunConfig, end: Checkpoint, start: str | None) -> Tensors:
-    """Return the tensors to interpolate from: another checkpoint's, or those of the encoders that the config names.
+def load_start_tensors(config: RunConfig, end: Checkpoint, start: str | None, trust: Trust) -> Tensors:
+    """Return the tensors to interpolate from: another model's, or those of the encoders that the config names.
 
-    Fusion, adapter and decoder have no pretrained start, so without a checkpoint they stay as trained.
+    Fusion, adapter and decoder have no pretrained start, so without another model they stay as trained.
 
     Raises:
-        UserError: when the other checkpoint shares no tensor with this one.
+        UserError: when the other model has other tensors, or other low-rank updates of the decoder.
     """
     if start is not None:
-        start_tensors = {
-            name: t for name, t in open_checkpoint_or_explain(start).model.items() if name in end.model
-        }
-        if not start_tensors or any(
-            start_tensors[name].shape != end.model[name].shape for name in start_tensors
-        ):
-            raise UserError(f"{start} and {end.path} do not have the same tensors")
-        return start_tensors
+        return load_other_start(end, start, trust)
     holder, structure = bring_encoder_to_stage(
         build_encoder(config, read_prompt_width(config, end)), config, end.state["stage"]
     )
@@ -171,6 +207,37 @@ def load_start_tensors(config: RunConfig, end: Checkpoint, start: str | None) ->
         for name, t in collect_tensors(holder, structure).items()
         if component_of(name, config) in config.encoders
     }
+
+
+def load_other_start(end: Checkpoint, start: str, trust: Trust) -> Tensors:
+    """Return the tensors of another model under the names of this one's.
+
+    Of the encoder these are all tensors, whether the other model trained them or not. Its low-rank updates are merged,
+    so those of this model count as 0 there.
+
+    Raises:
+        UserError: see ``load_start_tensors``.
+    """
+    other = open_checkpoint_or_explain(start)
+    tensors = {name: t for name, t in other.model.items() if not name.startswith(PART)}
+    encoder = load_encoder(start, torch.device("cpu"), trust)
+    merge_lora(encoder)
+    tensors |= {f"{PART}{name}": parameter.detach() for name, parameter in encoder.named_parameters()}
+    result: Tensors = {}
+    for name, value in end.model.items():
+        of_encoder, plain = name.startswith(PART), strip_lora_name(name)
+        if of_encoder and LORA in name:
+            result[name] = torch.zeros_like(value)
+        elif plain in tensors and tensors[plain].shape == value.shape:
+            result[name] = tensors[plain]
+        elif of_encoder or plain in tensors:
+            raise UserError(f"{start} and {end.path} do not have the same tensors")
+        if f"{LORA}A" in name and not of_encoder and not torch.equal(result.get(name, value), value):
+            raise UserError(
+                f"--start {start}: its decoder has other low-rank updates than {end.path}, and factors of two updates "
+                "cannot be interpolated; leave --start out"
+            )
+    return result
 
 
 def build_encoder_with(config: RunConfig, checkpoint: Checkpoint, tensors: Tensors) -> Any:

@@ -85,12 +85,17 @@ def check_bases(checkpoint: Checkpoint, bases: Mapping[str, Mapping[str, str]]) 
     """
     for part, saved in checkpoint.bases.items():
         now = bases.get(part, {})
-        kinds: Sequence[str] = ("sha256",) if "sha256" in saved and "sha256" in now else ("path", "revision")
-        if any(saved.get(kind) != now.get(kind) for kind in kinds):
+        if not is_same_base(saved, now):
             raise UserError(
                 f"{checkpoint.path} was trained with the {part} {describe_weights(saved)}, "
                 f"but the config names {describe_weights(now)}"
             )
+
+
+def is_same_base(saved: Mapping[str, str], now: Mapping[str, str]) -> bool:
+    """Return whether two identities are of the same weights: by their hashes where both have one."""
+    kinds: Sequence[str] = ("sha256",) if "sha256" in saved and "sha256" in now else ("path", "revision")
+    return all(saved.get(kind) == now.get(kind) for kind in kinds)
 
 
 def describe_weights(base: Mapping[str, str]) -> str:
