@@ -7,10 +7,12 @@ import pytest
 import soundfile
 from rich.console import Console
 
+from uniaudio.commands import tune_batch as tuning
 from uniaudio.commands.data_bench import bench_recipe
 from uniaudio.commands.data_pack import pack_recipe
 from uniaudio.commands.data_stats import show_hours, show_stats
 from uniaudio.commands.tune_batch import find_largest_budget, tune_batch
+from uniaudio.config.run_files import load_run
 from uniaudio.config.strict_yaml import dump_yaml
 from uniaudio.data.audio import decode
 from uniaudio.data.recipe import load_recipe
@@ -32,6 +34,10 @@ def test_stats_count_what_is_there(tone_run, tmp_path, quiet):
     assert stats.hours == pytest.approx(sum(lengths) / 3600)
     # 8 steps of two micro-batches of 6 s; a row costs its seconds and one more
     assert stats.epochs == pytest.approx(8 * 2 * 6 / (np.mean(lengths) + 1) / 30)
+    capped = tone_run.with_name("capped.yaml")
+    capped.write_text("base: run.yaml\ntrain: {max_steps: 4}\n")
+    [first_steps] = show_stats(str(capped), None, 2000, None, None, quiet)
+    assert first_steps.epochs == pytest.approx(stats.epochs / 2)
     assert json.loads(out.read_text())[0]["answer_words"] == [1] * 30
     assert plot.read_bytes()[:4] == b"\x89PNG"
 
@@ -119,6 +125,75 @@ def test_a_packed_recipe_holds_the_same_rows(tone_run, tmp_path, quiet):
         pack_recipe(str(tmp_path / "tone_recipe.yaml"), tmp_path / "packed", 1, quiet)
 
 
+def test_packing_keeps_columns_that_are_called_as_something_of_ours(tone_run, tmp_path, quiet):
+    """The key of a piece of music, and how long a clip is, may be what a model learns."""
+    manifest = tmp_path / "tones" / "manifest.jsonl"
+    rows = [json.loads(line) for line in manifest.read_text().splitlines()]
+    for index, row in enumerate(rows):
+        seconds = soundfile.info(tmp_path / "tones" / row["audio"]).duration
+        row |= {"key": ("C major", "D minor")[index % 2], "duration": seconds}
+    manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    template = {
+        "task": "tone",
+        "domain": "music",
+        "inputs": ["key", "duration"],
+        "prompts": ["<audio>Which key is it in, and how long is it?"],
+        "target": "{{ key }}, {{ duration }} s",
+    }
+    (tmp_path / "tone.yaml").write_text(dump_yaml(template))
+    pack_recipe(str(tmp_path / "tone_recipe.yaml"), tmp_path / "packed", 1, quiet)
+    answers = []
+    for folder in (tmp_path, tmp_path / "packed"):
+        (entry,) = load_recipe(str(folder / "tone_recipe.yaml")).train
+        rows = list(open_source(entry.dataset, "train").rows())
+        answers.append({row.key: entry.render_question(row, entry.templates[0]).answer for row in rows})
+    assert answers[0] == answers[1]
+    assert answers[1]["1.wav"] == "D minor, 0.35 s"
+
+
+def test_a_packed_sample_states_its_hours(tone_run, tmp_path, quiet):
+    card = tmp_path / "tones.yaml"
+    card.write_text(card.read_text() + "hours: 100\n")
+    pack_recipe(str(tmp_path / "tone_recipe.yaml"), tmp_path / "packed", 1, quiet, rows=6)
+    (entry,) = load_recipe(str(tmp_path / "packed" / "tone_recipe.yaml")).train
+    clips = [row.audio[0].read_seconds() for row in open_source(entry.dataset, "train").rows()]
+    assert len(clips) == 6
+    assert entry.dataset.split("train").hours == pytest.approx(sum(clips) / 3600, rel=1e-3)
+    assert show_hours(str(tmp_path / "packed" / "tone_recipe.yaml"), None, quiet) < 0.01
+
+
+def test_a_packed_recipe_asks_the_questions_of_the_recipes_that_it_replays(tone_run, tmp_path, quiet):
+    """Each recipe has a template of this name beside it."""
+    old, new = tmp_path / "old", tmp_path / "new"
+    for folder, question in ((old, "<audio>An old question?"), (new, "<audio>A new question?")):
+        folder.mkdir()
+        content = (tmp_path / "tone.yaml").read_text().replace("<audio>Which tone is it?", question)
+        (folder / "tone.yaml").write_text(content.replace("- Name the tone.<audio>\n", ""))
+        card = (tmp_path / "tones.yaml").read_text().replace("jsonl: tones", f"jsonl: {tmp_path / 'tones'}")
+        for name in ("tones", "others"):
+            (folder / f"{name}.yaml").write_text(card.replace("dataset: tones", f"dataset: {name}"))
+    lines = [{"dataset": "tones", "template": "tone"}]
+    (old / "before.yaml").write_text(dump_yaml({"recipe": "before", "train": lines}))
+    replay = [{"recipe": "../old/before.yaml", "share": 0.5}]
+    content = {"recipe": "after", "train": [{**lines[0], "dataset": "others"}], "replay": replay}
+    (new / "after.yaml").write_text(dump_yaml(content))
+    pack_recipe(str(new / "after.yaml"), tmp_path / "packed", 1, quiet)
+    packed = load_recipe(str(tmp_path / "packed" / "after.yaml"))
+    questions = {entry.dataset.name: entry.templates[0].prompts[0].source[1:] for entry in packed.train}
+    assert questions == {"others": "A new question?", "tones": "An old question?"}
+    (new / "after.yaml").write_text(dump_yaml({**content, "train": lines}))
+    with pytest.raises(
+        UserError, match=r"draws from two datasets called tones \(.*new/tones\.yaml and .*old"
+    ):
+        pack_recipe(str(new / "after.yaml"), tmp_path / "again", 1, quiet)
+    assert not (tmp_path / "again").exists()
+
+
+def test_a_figure_has_the_name_that_was_given(tone_run, tmp_path, quiet):
+    show_stats(str(tone_run), None, 2000, None, tmp_path / "lengths", quiet)
+    assert (tmp_path / "lengths").read_bytes()[:4] == b"\x89PNG"
+
+
 def test_bench_measures_every_number_of_workers(tone_run, quiet):
     speeds = bench_recipe(str(tone_run), 0.2, [0, 1], quiet)
     assert [speed.workers for speed in speeds] == [0, 1]
@@ -137,6 +212,25 @@ def test_the_search_ends_just_below_the_limit(limit):
     with pytest.raises(UserError, match=r"not even a micro-batch of 10 s fits into 1\.0 GiB"):
         find_largest_budget(peak, 1.0, first=10, most=2000)
     assert find_largest_budget(lambda budget: 0.5, 1.0, first=10, most=70)[0] == 70
+
+
+def test_a_budget_is_tried_with_what_every_stage_trains(tone_run, tmp_path, monkeypatch, fresh_accelerate):
+    """The first stage trains the adapter alone, as in the usual recipe: later ones need more memory."""
+    budget = {"audio_seconds": 6}
+    stages = [
+        {"name": "a", "recipe": "tone_recipe", "steps": 2, "budget": budget, "train": {"^encoder": "frozen"}},
+        {"name": "b", "recipe": "tone_recipe", "steps": 2, "budget": budget},
+    ]
+    config = load_run(tone_run, {"stages": stages})
+    seen = []
+
+    def count_trained(config, stage, model, data, device):
+        seen.append({name.split(".")[0] for name, p in model.named_parameters() if p.requires_grad})
+        return float(stage)
+
+    monkeypatch.setattr(tuning, "measure_stage_peak", count_trained)
+    assert tuning.measure_step_peak(config) == 1.0
+    assert seen == [{"adapter"}, {"adapter", "encoder"}]
 
 
 @pytest.mark.slow

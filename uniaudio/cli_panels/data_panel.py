@@ -123,8 +123,12 @@ def data_pack(
 @data.command("bench", epilog="Example: uniaudio data bench birds --seconds 10")
 def data_bench(
     recipe: RecipeName,
-    seconds: Annotated[float, typer.Option(help="Seconds to measure each number of workers.")] = 10,
-    workers: Annotated[list[int] | None, typer.Option(help="Number of workers to try; repeatable.")] = None,
+    seconds: Annotated[
+        float, typer.Option(help="Seconds to measure each number of workers.", min=0.1, max=86400)
+    ] = 10,
+    workers: Annotated[
+        list[int] | None, typer.Option(help="Number of workers to try; repeatable.", min=0)
+    ] = None,
 ) -> None:
     """Measure data-loading throughput by number of workers.
 

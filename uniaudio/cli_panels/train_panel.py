@@ -305,7 +305,7 @@ def tune_batch(
 
     Reads: the config, its recipe and data, the pretrained weights.
     Writes: nothing.
-    Prints: each budget.audio_seconds tried with its peak memory, and the override to train with.
+    Prints: each budget.audio_seconds tried with its peak memory, and the overrides to train with.
     """
     with slow_imports():
         from uniaudio.commands.tune_batch import tune_batch as tune

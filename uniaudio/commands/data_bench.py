@@ -17,8 +17,9 @@ from uniaudio.data.loader import make_loader
 from uniaudio.data.mixture import Mixture
 from uniaudio.data.prompt_tokens import ChatFormat
 from uniaudio.data.recipe import Recipe
-from uniaudio.tiny.recipe_texts import collect_recipe_texts
+from uniaudio.tiny.recipe_texts import collect_recipe_texts, list_text_pieces
 from uniaudio.tiny.text_lm import train_tokenizer
+from uniaudio.types import SAMPLE_RATE
 
 BUDGET = 120.0  # seconds of a micro-batch, where there is no run config
 TOKENS_PER_SECOND = 12.5
@@ -60,13 +61,12 @@ def measure_loading(mixture: Mixture, tasks: tuple[str, ...], workers: int, seco
 def bench_mixture(recipe: Recipe, budget: float, streams: int) -> Mixture:
     """Mix a recipe for a model that takes 12.5 tokens a second, with a tokenizer of the recipe's own texts."""
     recipe, sources = recipe.open_training_entries()
-    texts = collect_recipe_texts(recipe, limit=200)
-    words = [*(piece for text in texts for piece in text.pieces), *(text.answer for text in texts)]
+    pieces = list_text_pieces(collect_recipe_texts(recipe, limit=200))
     return Mixture(
         recipe=recipe,
         sources=sources,
-        format=ChatFormat(train_tokenizer(words, 512)),
-        count_slots=lambda samples: max(1, round(samples / 16000 * TOKENS_PER_SECOND)),
+        format=ChatFormat(train_tokenizer(pieces, 512)),
+        count_slots=lambda samples: max(1, round(samples / SAMPLE_RATE * TOKENS_PER_SECOND)),
         seed=0,
         audio_seconds=budget,
         per_example=0.5,

@@ -25,6 +25,7 @@ from uniaudio.console import WorkProgress, make_console
 from uniaudio.data.card import DatasetCard
 from uniaudio.data.field_values import Classes, ClassIndex, FirstOf
 from uniaudio.data.jinja import Text
+from uniaudio.data.keep_conditions import KEY
 from uniaudio.data.labels import describe_card_labels, describe_line_labels
 from uniaudio.data.recipe import Recipe
 from uniaudio.data.recipe_entries import Entry, EvalEntry
@@ -33,6 +34,7 @@ from uniaudio.data.sources.base import Row, decode_clips
 from uniaudio.data.sources.source_kinds import open_source
 from uniaudio.errors import RowError, UserError, convert_to_row_error, escape_text
 from uniaudio.types import SAMPLE_RATE
+from uniaudio.units import SECONDS_PER_HOUR
 
 LONGEST = 3600.0  # seconds of a clip
 
@@ -74,28 +76,35 @@ def pack_recipe(
         rows: keep so many of every split that is trained on, drawn evenly: a reservoir to replay later.
 
     Raises:
-        UserError: when ``out`` holds anything, or nothing of a split could be used.
+        UserError: when ``out`` holds anything, two datasets have one name, or nothing of a split could be used.
     """
     console = console or make_console()
     recipe = open_recipe(name).recipe
     if out.exists() and any(out.iterdir()):
         raise UserError(f"{out} is not empty; give --out a new folder")
-    (out / "datasets").mkdir(parents=True)
     wanted: dict[str, tuple[DatasetCard, list[str]]] = {}
     for entry in (*recipe.train, *recipe.evaluate):
         card, splits = wanted.setdefault(entry.dataset.name, (entry.dataset, []))
+        if card.path.resolve() != entry.dataset.path.resolve():  # of a replayed recipe
+            raise UserError(
+                f"recipe {recipe.name} draws from two datasets called {card.name} ({card.path} and "
+                f"{entry.dataset.path}); rename one of them to pack both"
+            )
         if entry.split not in splits:
             splits.append(entry.split)
+    (out / "datasets").mkdir(parents=True)
     for card, splits in wanted.values():
+        hours: dict[str, float] = {}
         for split in splits:
             trained = any((e.dataset.name, e.split) == (card.name, split) for e in recipe.train)
             kept, lost, seconds, classes = pack_split(
                 card, split, out, shard_mib << 20, console, rows if trained else None
             )
+            hours[split] = seconds / SECONDS_PER_HOUR
             console.print(
-                f"{card.name}, {split}: {kept:,} rows, {seconds / 3600:.2f} h, {lost} left out",
+                f"{card.name}, {split}: {kept:,} rows, {hours[split]:.2f} h, {lost} left out",
             )
-        write_packed_card(card, splits, out, classes)
+        write_packed_card(card, hours, out, classes)
     write_packed_recipe(recipe, out)
     console.print(f"train with recipe: {out / f'{recipe.name}.yaml'}")
 
@@ -172,8 +181,8 @@ def pack_rows(
                     name: convert_plain_value(value)
                     for name, value in name_classes(row.columns, card).items()
                 }
-                packed = {**columns, "key": escape_text(row.key)}
-                packed.pop("duration", None)
+                # `key` may be a column that is learned, such as that of a piece of music
+                packed = {**columns, KEY if "key" in columns else "key": escape_text(row.key)}
                 make_manifest_line({name: value for name, value in packed.items() if name not in card.audio})
                 clips = decode_clips(row, LONGEST)
         except RowError as problem:
@@ -235,20 +244,24 @@ def make_manifest_line(packed: dict[str, Any]) -> str:
 
 
 def write_packed_card(
-    card: DatasetCard, splits: list[str], out: Path, classes: Mapping[str, Classes]
+    card: DatasetCard, hours: Mapping[str, float], out: Path, classes: Mapping[str, Classes]
 ) -> None:
-    """Write the card of a packed set: what the old one says, but for where the rows are.
+    """Write the card of a packed set: what the old one says, but for where the rows are and how many.
 
     Args:
-        classes: of the columns of the old one, which are stored by their names now.
+        hours: of audio that were packed, by split. classes: of the columns of the old card, which are stored by their
+            names now.
     """
     data = read_layers(card.path, "dataset")
+    data.pop("hours", None)  # of all rows; a sample has fewer
     data |= {
         "load": {"jsonl": f"../{card.name}"},
         "audio": list(card.audio),
         "labels": describe_card_labels(card, classes),
         "segment": "none",  # clips are cut: columns with times of the recording mean nothing here
-        "splits": {split: {"name": split} for split in splits},
+        "splits": {
+            split: {"name": split, "hours": float(f"{length:.4g}")} for split, length in hours.items()
+        },
         # the items of the column with `each` are stored, one in every row
         "columns": {
             n: text for n, text in data.get("columns", {}).items() if n not in (*card.audio, card.each)
@@ -261,7 +274,8 @@ def write_packed_recipe(recipe: Recipe, out: Path) -> None:
     """Write the recipe with its shares as weights; replays stand in it as lines of their own."""
 
     def line(entry: Entry | EvalEntry) -> dict[str, Any]:
-        names = [make_portable_name("template", t.task, recipe.path.parent) for t in entry.templates]
+        # looked for beside the file that was read: a replayed recipe or a path may name another one than `task` does
+        names = [make_portable_name("template", t.task, t.path.parent) for t in entry.templates]
         facts: dict[str, Any] = {
             "dataset": entry.dataset.name,
             "template": names if isinstance(entry, Entry) else names[0],

@@ -24,6 +24,7 @@ from uniaudio.data.recipe_entries import Entry, open_entry
 from uniaudio.data.sources.base import Row
 from uniaudio.data.sources.folder_walk import describe_left_out
 from uniaudio.errors import RowError, UserError
+from uniaudio.units import SECONDS_PER_HOUR
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -98,7 +99,7 @@ def measure_entry(entry: Entry, limit: int, longest: float = math.inf) -> EntryS
     total = stats.looked_at if stats.looked_at < limit else stats.rows
     stats.rows = stats.rows if stats.rows is not None else total
     if total and stats.looked_at:
-        stats.hours = whole_seconds / 3600 * total / stats.looked_at
+        stats.hours = whole_seconds / SECONDS_PER_HOUR * total / stats.looked_at
         stats.examples = len(stats.seconds) / stats.looked_at * total
         stats.estimated = total > stats.looked_at
     elif stats.looked_at:
@@ -182,13 +183,13 @@ def compute_mean_seconds(stats: list[EntryStats]) -> float:
 
 
 def count_stage_steps(stats: list[EntryStats], config: RunConfig) -> int:
-    """Return the steps of the first stage, estimated where hours of audio end it."""
+    """Return the steps of the first stage up to ``train.max_steps``, estimated where hours of audio end it."""
     stage = config.stages[0]
-    if stage.steps is not None:
-        return stage.steps
-    return round(
-        3600 * (stage.hours or 0) / (estimate_examples_per_step(stats, config) * compute_mean_seconds(stats))
-    )
+    steps = stage.steps
+    if steps is None:
+        seconds = estimate_examples_per_step(stats, config) * compute_mean_seconds(stats)
+        steps = round(SECONDS_PER_HOUR * (stage.hours or 0) / seconds)
+    return min(steps, config.train.max_steps or steps)
 
 
 def show_stats(
@@ -232,7 +233,7 @@ def show_stats(
         write_stats(stats, out)
     if plot is not None:
         plot.parent.mkdir(parents=True, exist_ok=True)
-        draw_lengths(stats).savefig(plot, dpi=120)
+        draw_lengths(stats).savefig(plot, dpi=120, format="png")  # whatever the file is called
         console.print(f"figure: {plot}")
     return stats
 

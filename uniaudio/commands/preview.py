@@ -16,7 +16,7 @@ from transformers import AutoTokenizer
 
 from uniaudio.build.recipe_of_run import OpenedRecipe, open_recipe
 from uniaudio.console import make_console
-from uniaudio.data.chat_markup import ChatMarkup
+from uniaudio.data.chat_markup import TRANSCRIPT, ChatMarkup
 from uniaudio.data.long_clips import list_piece_spans, list_training_pieces
 from uniaudio.data.prompt_tokens import ChatFormat
 from uniaudio.data.recipe_entries import Entry
@@ -24,7 +24,7 @@ from uniaudio.data.sources.base import IndexedSource, Row, Source
 from uniaudio.data.template import Template
 from uniaudio.errors import RowError, UserError, convert_to_user_error, escape_text
 from uniaudio.hub_client import convert_hub_errors
-from uniaudio.tiny.recipe_texts import collect_recipe_texts
+from uniaudio.tiny.recipe_texts import collect_recipe_texts, list_text_pieces
 from uniaudio.tiny.text_lm import train_tokenizer
 from uniaudio.train.checkpoint.integrity import BASES
 
@@ -131,42 +131,48 @@ def open_recipe_and_format(
 ) -> tuple[OpenedRecipe, ChatFormat]:
     """Accept a recipe, a run config or a run; take the tokenizer that was asked for, or one trained on its texts."""
     opened = open_recipe(name)
+    settings = opened.config.decoder if decoder is None and opened.config is not None else None
     chosen = decoder or find_decoder_folder(opened)
-    markup = read_markup(opened.checkpoint) if opened.checkpoint is not None else None
-    if chosen is not None and (decoder is not None or has_tokenizer(chosen)):
+    revision = settings.revision if settings is not None else None
+    tokenizer = None
+    if chosen is not None and (decoder is not None or has_tokenizer(chosen, revision)):
         try:
             # without --decoder only what is on this machine: waiting for a network is no preview
             tokenizer = AutoTokenizer.from_pretrained(
-                chosen, local_files_only=decoder is None, trust_remote_code=False
+                chosen,
+                revision=revision or "main",
+                local_files_only=decoder is None,
+                trust_remote_code=False,
             )
-            if decoder is None and markup is not None:
-                return opened, ChatFormat(tokenizer, markup=markup)
-            if CLOCK in str(tokenizer.chat_template):
-                console.print(
-                    "the chat template inserts today's date; a run keeps the date of its start "
-                    "(preview RUN shows it)",
-                    style="yellow",
-                )
-            return opened, ChatFormat(tokenizer)
-        except (OSError, ValueError) as problem:
+        except Exception as problem:  # for a broken file, tokenizers raises no narrower one
             if decoder is not None:
                 with convert_hub_errors(f"--decoder {decoder}: no tokenizer could be loaded", decoder):
                     raise problem
-    texts = collect_recipe_texts(opened.recipe, limit=200)
-    words = [*(piece for text in texts for piece in text.pieces), *(text.answer for text in texts)]
+    if tokenizer is not None:
+        markup = read_markup(opened.checkpoint) if decoder is None and opened.checkpoint is not None else None
+        if markup is None and CLOCK in str(tokenizer.chat_template):
+            console.print(
+                "the chat template inserts today's date; a run keeps the date of its start (preview RUN shows it)",
+                style="yellow",
+            )
+        start = TRANSCRIPT if settings is not None and settings.kind == "whisper" else None
+        return opened, ChatFormat(tokenizer, start, markup=markup)
+    pieces = list_text_pieces(collect_recipe_texts(opened.recipe, limit=200))
+    reason = f", because that of {chosen} cannot be read on this machine" if chosen else ""
     console.print(
-        f"token counts are those of a small tokenizer trained on this recipe's texts"
-        f"{f', because {chosen} is not on this machine' if chosen else ''}; name another with --decoder",
+        f"token counts are those of a small tokenizer trained on this recipe's texts{reason}; name another with "
+        "--decoder",
         style="yellow",
     )
-    return opened, ChatFormat(train_tokenizer(words, SMALL_VOCABULARY))
+    return opened, ChatFormat(train_tokenizer(pieces, SMALL_VOCABULARY))
 
 
-def has_tokenizer(path: str) -> bool:
+def has_tokenizer(path: str, revision: str | None) -> bool:
     """Return whether a folder, or what is in the cache of a Hub repository, has a tokenizer."""
     if Path(path).is_dir():
         return True
-    return any(isinstance(try_to_load_from_cache(path, name), str) for name in TOKENIZER_FILES)
+    cached = (try_to_load_from_cache(path, name, revision=revision) for name in TOKENIZER_FILES)
+    return any(isinstance(file, str) for file in cached)
 
 
 def read_markup(checkpoint: Path) -> ChatMarkup | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import resource
 import subprocess
@@ -22,10 +23,12 @@ from uniaudio.config.trust import NO_TRUST, Trust
 from uniaudio.console import make_console
 from uniaudio.data.loader import make_loader
 from uniaudio.errors import UserError
+from uniaudio.model.audio_lm import AudioLM
 from uniaudio.tiny.text_lm import build_miniature_decoder
 from uniaudio.train.engines.accelerator import make_accelerator
 from uniaudio.train.engines.base import Engine
 from uniaudio.train.engines.precision import choose_precision
+from uniaudio.train.trainable import TrainableParameters, enter_stage
 from uniaudio.units import GIB
 
 LOOKED_AT = 6  # micro-batches of real data; the dearest of them counts
@@ -75,8 +78,9 @@ def find_largest_budget(
 
 
 def measure_step_peak(config: RunConfig) -> float:
-    """Return the peak memory in GiB of forward and backward over real micro-batches of the first stage, in this
-    process.
+    """Return the peak memory in GiB of forward and backward over real micro-batches, of the stage that takes most.
+
+    The stages are entered one after another in this process, as they train: each may train other parts.
     """
     accelerator = make_accelerator(config)
     recipes = load_stage_recipes(config)
@@ -84,21 +88,36 @@ def measure_step_peak(config: RunConfig) -> float:
     decoder = config.decoder.path if small is None else str(build_miniature_decoder(small, recipes))
     loaded = build_model(config, decoder, accelerator.device)
     data = StageData(config, recipes, loaded.format)
-    steps = islice(make_loader(data.open_mixture(0, loaded.model), data.tasks, 0, 1, 0, 2), LOOKED_AT)
+    structure = TrainableParameters.of(loaded.model)
+    peaks = []
+    for stage in range(len(config.stages)):
+        loaded.model.zero_grad()
+        enter_stage(loaded.model, structure, config, stage)
+        peaks.append(measure_stage_peak(config, stage, loaded.model, data, accelerator.device))
+    return max(peaks)
+
+
+def measure_stage_peak(
+    config: RunConfig, stage: int, model: AudioLM, data: StageData, device: torch.device
+) -> float:
+    """Return the peak memory in GiB with a model as a stage trains it; on a CPU, that of the process so far."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    steps = islice(make_loader(data.open_mixture(stage, model), data.tasks, 0, 1, 0, 2), LOOKED_AT)
     batch = max(
         (b for step in steps for b in step.micro), key=lambda b: b.audio_seconds + len(b.tokens.values) / 1e3
     )
-    model = loaded.model.train()
+    model.train()
     engine = Engine(
         model, torch.optim.AdamW([p for p in model.parameters() if p.requires_grad]), choose_precision(config)
     )
     # two moments in float32
     optimizer_bytes = 8 * sum(p.numel() for p in model.parameters() if p.requires_grad)
     for _ in range(2):
-        loss = engine.forward(batch.to(accelerator.device))
+        loss = engine.forward(batch.to(device))
         engine.backward(loss.total / max(loss.answer_tokens, 1))
-    if accelerator.device.type == "cuda":
-        used = float(torch.cuda.max_memory_allocated(accelerator.device))
+    if device.type == "cuda":
+        used = float(torch.cuda.max_memory_allocated(device))
     else:
         used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0
     return (used + optimizer_bytes) / GIB
@@ -107,8 +126,11 @@ def measure_step_peak(config: RunConfig) -> float:
 def measure_peak_in_child(
     name: str, overrides: list[str], budget: float, trust: Trust = NO_TRUST
 ) -> float | None:
-    """Measure one budget in a process of its own: memory of an earlier one must not count. None: it did not fit."""
-    setting = f"stages.0.budget.audio_seconds={budget}"
+    """Measure one budget in a process of its own: memory of an earlier one must not count. None: it did not fit.
+
+    Args:
+        overrides: of the config, the budget among them.
+    """
     command = [
         sys.executable,
         "-m",
@@ -116,7 +138,6 @@ def measure_peak_in_child(
         json.dumps([trust.remote_code, trust.code]),
         name,
         *overrides,
-        setting,
         "train.micro_batches=1",
     ]
     quiet = {**os.environ, "TOKENIZERS_PARALLELISM": "false"}
@@ -125,7 +146,13 @@ def measure_peak_in_child(
         return float(json.loads(done.stdout.splitlines()[-1])["peak_gib"])
     if done.returncode == -9 or "out of memory" in done.stderr.lower() or "can't allocate" in done.stderr:
         return None
-    raise UserError(f"a trial step with {budget:g} s failed: {done.stderr.strip().splitlines()[-1]}")
+    said = done.stderr.strip().splitlines() or [f"it ended with exit code {done.returncode}"]
+    raise UserError(f"a trial step with {budget:g} s failed: {said[-1]}")
+
+
+def set_budgets(config: RunConfig, seconds: float) -> list[str]:
+    """Return the overrides that give every stage a budget."""
+    return [f"stages.{index}.budget.audio_seconds={seconds}" for index in range(len(config.stages))]
 
 
 def get_device_memory() -> float:
@@ -143,7 +170,7 @@ def tune_batch(
     console: Console | None = None,
     trust: Trust = NO_TRUST,
 ) -> float:
-    """Print and return the largest ``stages.0.budget.audio_seconds`` that fits.
+    """Print and return the largest ``budget.audio_seconds`` that fits in every stage.
 
     Args:
         memory: GiB to stay within, default nine tenths of the device's. most: the largest budget to try.
@@ -156,18 +183,19 @@ def tune_batch(
     config.require_trust()
     sketch_stages(config)
     limit = memory if memory is not None else RESERVE * get_device_memory()
-    first = config.data.max_seconds or min(30.0, config.stages[0].budget.audio_seconds)
+    first = config.data.max_seconds or min(30.0, *(stage.budget.audio_seconds for stage in config.stages))
 
     def peak(budget: float) -> float | None:
         with console.status(f"trying micro-batches of {budget:g} s"):
-            peak_gib = measure_peak_in_child(name, overrides, budget, trust)
+            peak_gib = measure_peak_in_child(name, [*overrides, *set_budgets(config, budget)], budget, trust)
         text = "did not fit" if peak_gib is None else f"{peak_gib:.2f} GiB"
         console.print(f"{budget:8.1f} s: {text}")
         return peak_gib
 
-    budget, _ = find_largest_budget(peak, limit, first, most)
+    largest, _ = find_largest_budget(peak, limit, first, most)
+    budget = max(math.floor(largest), min(largest, 1.0))  # whole seconds
     console.print(
-        f"stages.0.budget.audio_seconds={budget:.0f} fits into {limit:.1f} GiB",
+        f"{' '.join(set_budgets(config, budget))} fits into {limit:.1f} GiB",
         style="green",
     )
     return budget
@@ -183,9 +211,8 @@ def tune_overrides(name: str, overrides: list[str], trust: Trust = NO_TRUST) -> 
         raise UserError(
             "--tune-batch searches in one process; run `uniaudio tune-batch` first and set the budget that it prints"
         )
-    budget = int(tune_batch(name, overrides, None, 4000, trust=trust))
-    stages = range(len(load_run(name, overrides).stages))
-    return [*overrides, *(f"stages.{index}.budget.audio_seconds={budget}.0" for index in stages)]
+    budget = tune_batch(name, overrides, None, 4000, trust=trust)
+    return [*overrides, *set_budgets(load_run(name, overrides), budget)]
 
 
 if __name__ == "__main__":

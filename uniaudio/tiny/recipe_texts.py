@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
@@ -46,6 +46,11 @@ def collect_recipe_texts(recipe: Recipe, limit: int = 2000) -> list[RecipeText]:
                         continue
                     texts.setdefault(RecipeText(template.task, rendered.prompt, rendered.answer))
     return list(texts)
+
+
+def list_text_pieces(texts: Sequence[RecipeText]) -> list[str]:
+    """Return the pieces of all questions, then all answers: what a tokenizer is trained on."""
+    return [*(piece for text in texts for piece in text.pieces), *(text.answer for text in texts)]
 
 
 def iterate_usable_rows(source: Source) -> Iterator[Row]:

@@ -13,6 +13,7 @@ import orjson  # a million lines in half a second, where `json` takes three
 
 from uniaudio.config.text_files import read_text_of_rows
 from uniaudio.data.card import DatasetCard
+from uniaudio.data.keep_conditions import KEY
 from uniaudio.data.sources.in_memory import ListedSource
 from uniaudio.data.sources.paths import is_remote
 from uniaudio.data.sources.split_files import SPLIT, refuse_other_splits
@@ -208,7 +209,7 @@ def name_rows(
             continue
         clip = locate_clip(row, card)
         if isinstance(clip, dict) and "offset" in clip:
-            clip = row.get("key")
+            clip = row.get(KEY, row.get("key"))
         if isinstance(clip, str) and is_remote(clip):  # a query may hold a signature
             clip = mask_values(clip.partition("?")[0])
         yield (clip if isinstance(clip, str) else str(number)), row
