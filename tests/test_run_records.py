@@ -6,7 +6,7 @@ import pytest
 
 from uniaudio.evaluate.routing import read_choices
 from uniaudio.report.run_folder import read_run
-from uniaudio.run_records import parse_record, read_metrics, read_objects
+from uniaudio.run_records import has_reached_end, parse_record, read_metrics, read_objects
 from uniaudio.train.loggers import keep_rows
 
 ODD = [
@@ -70,3 +70,13 @@ def test_numbers_that_are_not_finite_are_left_out(tmp_path):
         '{"step": 1, "loss": NaN, "seconds": Infinity, "balance": -Infinity}\n'
     )
     assert read_metrics(tmp_path / "metrics.jsonl") == ([{"step": 1, "loss": None}], 0)
+
+
+def test_a_finished_run_that_was_continued_is_finished_no_more():
+    """With more steps in its config, it goes on from its last checkpoint, and may be stopped."""
+    rows = [{"step": 4, "loss": 1.0}, {"event": "finished", "step": 4}]
+    assert not has_reached_end([])
+    assert not has_reached_end(rows[:1])
+    assert has_reached_end(rows)
+    assert not has_reached_end([*rows, {"event": "stage", "step": 4}, {"event": "stopped", "step": 6}])
+    assert has_reached_end([*rows, {"step": 6, "loss": 1.0}, {"event": "finished", "step": 6}])

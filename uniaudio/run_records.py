@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +67,12 @@ def clean_metrics(row: Mapping[str, Any]) -> dict[str, Any] | None:
         and ("stage" in clean or clean.get("event") != "stage")
     )
     return clean if fits else None
+
+
+def has_reached_end(rows: Sequence[Mapping[str, Any]]) -> bool:
+    """Return whether the rows of a run tell of its end, and of no step after it: a finished run can be continued."""
+    ends = [row["step"] for row in rows if row.get("event") == "finished"]
+    return bool(ends) and max(ends) >= max(row["step"] for row in rows)
 
 
 def is_number(value: Any) -> bool:

@@ -52,6 +52,12 @@ def test_what_cannot_be_an_option_is_named(text, sentence):
         parse_model_spec(text)
 
 
+@pytest.mark.parametrize("rate", [50.0, 100 / 3, 1e-7, 16000 / 441])
+def test_a_written_option_is_the_same_number_again(rate):
+    settings = EncoderConfig(path="w", kind="remote", frame_rate=rate)
+    assert parse_model_spec(write_model_spec("w", settings)).options["frame_rate"] == rate
+
+
 def test_a_folder_with_a_question_mark_is_a_folder(tmp_path):
     folder = tmp_path / "what?pad_to=30"
     folder.mkdir()

@@ -1,11 +1,16 @@
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
+import uniaudio
+from uniaudio.config.path_variables import get_cache_root
 from uniaudio.config.run_files import load_run
 from uniaudio.config.search_paths import find_file, make_portable_name
 from uniaudio.data.recipe import load_recipe
 from uniaudio.errors import UserError
+from uniaudio.evaluate.probing.labelled_folder import parse_folders
 
 
 def test_overrides_go_through_the_same_checks(tone_run):
@@ -42,6 +47,13 @@ def test_overrides_go_through_the_same_checks(tone_run):
             "encoders: 'decoder' is the name of another part of the model; use another name",
         ),
         ("adapter.kind=stak", "adapter.kind: 'stak' is not"),
+        (
+            "encoders.whisper.lora.targets=['(q']",
+            "encoders.whisper.lora.targets: '(q' is not a regular expression",
+        ),
+        ("train.betas=[0.9, 1]", "train.betas: each must be at least 0 and below 1, got 0.9 and 1"),
+        ("train.betas=[-0.1, 0.9]", "train.betas: each must be at least 0 and below 1, got -0.1 and 0.9"),
+        ("seed=4294967296", "seed: must lie between -2147483648 and 4294967295, got 4294967296"),
         ("decoder.miniature.layerz=3", "decoder.miniature.layerz: unknown key (did you mean 'layers'?)"),
     ],
 )
@@ -101,6 +113,76 @@ def test_a_file_of_the_user_comes_before_the_shipped_one(tmp_path, monkeypatch):
     (tmp_path / "templates" / "asr.yaml").write_text("task: asr\n")
     assert find_file("template", "asr") == Path("templates/asr.yaml")
     assert find_file("template", "asr").resolve() != shipped
+
+
+def test_a_path_is_looked_for_beside_the_file_that_names_it_first(tmp_path, monkeypatch):
+    """A file of this name in the working folder may be another project's."""
+    for folder in ("mine", "mine/configs"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "common.yaml").write_text("stages: []\n")
+    monkeypatch.chdir(tmp_path / "mine")
+    near = tmp_path / "mine" / "configs"
+    assert find_file("config", "common.yaml", near) == near / "common.yaml"
+    assert find_file("config", "configs/common.yaml", near) == Path("configs/common.yaml")
+    assert find_file("config", "common.yaml") == Path("common.yaml")
+
+
+@pytest.mark.parametrize(
+    "content",
+    ['{"recipe": "mine", "train": []}', '{\n  "recipe": "mine"\n}', "'recipe': mine\n", "recipe : mine\n"],
+)
+def test_a_file_of_a_kind_is_known_however_its_key_is_written(tmp_path, content):
+    (tmp_path / "mine.yaml").write_text(content)
+    (tmp_path / "other.yaml").write_text("task: other\nlines: {recipe: mine}\n")
+    assert find_file("recipe", "mine", tmp_path) == tmp_path / "mine.yaml"
+    with pytest.raises(UserError, match="there is no recipe 'other'"):
+        find_file("recipe", "other", tmp_path)
+
+
+@pytest.mark.parametrize("name", ["Which tone is it? " * 30, "Which tone is it? " * 30 + ".yaml"])
+def test_a_text_in_the_place_of_a_name_is_no_file(name, tmp_path):
+    """Such as a question where the name of its template belongs."""
+    with pytest.raises(UserError, match="there is no template 'Which tone is it"):
+        find_file("template", name, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"decoder.dtype": torch.bfloat16}, "config: decoder.dtype: give text, .* not torch.bfloat16"),
+        ({"train": {"tags": {"a"}}}, "config: train.tags: give text, numbers, lists or mappings, not {'a'}"),
+        ({"stages.0.train": [object]}, "config: stages.0.train.0: give text"),
+    ],
+)
+def test_a_tilde_is_the_home_folder_wherever_a_path_is_named(tone_run, monkeypatch):
+    """Shells expand it at the beginning of a word alone, and files and Python never do."""
+    home = tone_run.parent
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("UNIAUDIO_CACHE", "~/cache")
+    monkeypatch.setenv("MINE", "~/whisper")
+    config = load_run(
+        "~/run.yaml", ["stages.0.recipe=~/tone_recipe.yaml", "encoders.whisper.path=${env:MINE}"]
+    )
+    assert config.stages[0].recipe == str((home / "tone_recipe.yaml").resolve())
+    assert config.encoders["whisper"].path == str(home / "whisper")
+    assert get_cache_root() == home / "cache"
+    assert parse_folders(["tones=~/tones"]) == {"tones": home / "tones"}
+    with pytest.raises(UserError, match=f"{home}/tones is neither a checkpoint nor a run"):
+        uniaudio.load_model("~/tones", "cpu")
+    with pytest.raises(UserError, match=f"{home}/tones contains no model"):
+        uniaudio.load_encoder("~/tones", "cpu")
+
+
+def test_a_value_from_python_that_no_file_could_hold_is_named(tone_run, overrides, message):
+    with pytest.raises(UserError, match=message):
+        load_run(tone_run, overrides)
+
+
+def test_numbers_of_numpy_and_torch_are_numbers(tone_run):
+    config = load_run(
+        tone_run, {"train.betas": np.array([0.5, 0.75]), "seed": np.int64(3), "train.clip": torch.tensor(0.5)}
+    )
+    assert (config.train.betas, config.seed, config.train.clip) == ((0.5, 0.75), 3, 0.5)
 
 
 def test_a_missing_folder_of_recordings_is_reported(tone_run, monkeypatch):

@@ -66,6 +66,11 @@ def test_hours_leave_the_number_of_steps_open(tone_run):
         ({"lr": {"*": 1e-3}}, "'*' is not a regular expression"),
         ({"train": {"a": "half"}}, "'half' is not one of full, lora, frozen"),
         ({"lr": {"a": 0}}, "should be greater than 0"),
+        ({"continual": {"l2sp": {"weight": 1, "on": "["}}}, "l2sp.on: '[' is not a regular expression"),
+        (
+            {"continual": {"ewc": {"weight": 1, "on": "a{2,1}"}}},
+            "ewc.on: 'a{2,1}' is not a regular expression",
+        ),
         ({"layer_decay": 0}, "layer_decay: input should be greater than 0"),
         ({"layer_decay": 1.1}, "layer_decay: input should be less than or equal to 1"),
         ({"final_lr_share": 2}, "final_lr_share: input should be less than or equal to 1"),

@@ -10,7 +10,7 @@ from helpers import forked_processes
 import uniaudio
 from uniaudio.cli import main
 from uniaudio.config.run_files import load_run, load_stored_run
-from uniaudio.config.trust import NO_TRUST, Trust, read_remembered_trust, remember_run
+from uniaudio.config.trust import NO_TRUST, Trust, find_trust_file, read_remembered_trust, remember_run
 from uniaudio.errors import UserError
 from uniaudio.train.checkpoint.writing import Snapshot, save_checkpoint
 
@@ -200,12 +200,24 @@ def test_callbacks_are_code_of_a_run_and_not_of_its_model(here, capsys):
     assert "callbacks" not in load_run(here / "run.yaml").collect_trust_settings()
 
 
-def test_code_of_the_hub_is_remembered_only_at_a_revision(tmp_path):
+def test_code_of_the_hub_is_remembered_only_at_a_commit(tmp_path):
+    """The code at a branch or tag may be another one tomorrow."""
     part = {"kind": "remote", "path": "somebody/model", "trust_remote_code": True}
-    for revision in (None, "abc"):
+    for revision, kept in ((None, False), ("main", False), ("v1.0", False), ("0a1b" * 10, True)):
         settings = {"encoders": {"a": {**part, "revision": revision}}, "decoder": {}}
         remember_run(tmp_path, settings, Trust(remote_code=True))
-        assert read_remembered_trust(tmp_path, settings) == Trust(remote_code=revision is not None)
+        assert read_remembered_trust(tmp_path, settings) == Trust(remote_code=kept)
+
+
+def test_a_config_that_nobody_allowed_to_run_code_leaves_the_search_for_modules_alone(here, monkeypatch):
+    """A package that is looked for later could else come from a folder that is not trusted."""
+    monkeypatch.setattr(sys, "path", [place for place in sys.path if place not in ("", str(here))])
+    run = somebodys_run(here, "class")
+    settings = load_stored_run(run / "config.yaml", run).collect_trust_settings()
+    assert str(here) not in sys.path
+    before = find_trust_file(run, settings)
+    (here / "marker_encoder.py").write_text("class Encoder: ...  # another one")
+    assert find_trust_file(run, settings) != before
 
 
 WAITS_FOR_BOTH = """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import overload
@@ -114,7 +115,7 @@ def load_model(
     trust_remote_code: bool = False,
     allow_code: bool = False,
 ) -> TrainedModel:
-    """Load a trained model from a run folder or a checkpoint, to ask it questions.
+    """Load a trained model from a run folder, a checkpoint or an exported whole model, to ask it questions.
 
     Args:
         path: ``RUN:ema`` takes its moving averages. device: default CUDA where there is one, else the CPU.
@@ -129,4 +130,5 @@ def load_model(
         >>> model = uniaudio.load_model("runs/birds", device="cpu")
         >>> answer = model.ask("dog.flac", "Which bird is calling?", max_new_tokens=8)
     """
-    return TrainedModel(load_parts(str(path), open_device(device), Trust(trust_remote_code, allow_code)))
+    spec = os.path.expanduser(str(path))
+    return TrainedModel(load_parts(spec, open_device(device), Trust(trust_remote_code, allow_code)))

@@ -29,7 +29,7 @@ from uniaudio.distributed import barrier, shutdown_process_group
 from uniaudio.errors import UserError, require_number
 from uniaudio.launched_processes import end_with_parent, is_launched
 from uniaudio.outputs import check_file_option, check_folder_option
-from uniaudio.run_records import read_metrics
+from uniaudio.run_records import has_reached_end, read_metrics
 from uniaudio.train.checkpoint.folders import is_complete, list_step_folders
 from uniaudio.types import SAMPLE_RATE
 
@@ -111,7 +111,7 @@ class Run:
     @property
     def is_finished(self) -> bool:
         """Whether it came to its end; otherwise ``uniaudio.train(..., resume=True)`` continues it."""
-        return any(row.get("event") == "finished" for row in self.rows)
+        return has_reached_end(self.rows)
 
     @property
     def checkpoints(self) -> list[Path]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -330,4 +331,5 @@ def load_encoder(
         >>> encoder.embed(["dog.flac", "rain.wav"]).shape
         (2, 64)
     """
-    return load_embedder(str(path_or_name), device, dtype, Trust(trust_remote_code, allow_code), trainable)
+    spec = os.path.expanduser(str(path_or_name))
+    return load_embedder(spec, device, dtype, Trust(trust_remote_code, allow_code), trainable)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
-from uniaudio.config.records import Strict
+from uniaudio.config.records import Strict, check_expression
 
 # how an encoder reads a clip; see its family
 LISTENING = (
@@ -39,6 +39,13 @@ class LoraConfig(Strict):
     """Which linear layers get an update: `qkv` (the projections of attention), `all` (every linear layer), or
     a list of regular expressions that are searched for in the layers' names.
     """
+
+    @field_validator("targets")
+    @classmethod
+    def check_targets(cls, targets: str | tuple[str, ...]) -> str | tuple[str, ...]:
+        for pattern in () if isinstance(targets, str) else targets:
+            check_expression(pattern)
+        return targets
 
 
 class EncoderConfig(Strict):

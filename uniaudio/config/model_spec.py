@@ -135,8 +135,11 @@ def write_model_spec(path: str, settings: EncoderConfig, **options: Any) -> str:
         options: laid over the settings.
     """
     values = select_given(settings, OPTIONS) | options
-    written = [
-        f"{option}={value:g}" if isinstance(value, float) else f"{option}={value}"
-        for option, value in values.items()
-    ]
+    written = [f"{option}={write_option(value)}" for option, value in values.items()]
     return f"{path}?{'&'.join(written)}" if written else path
+
+
+def write_option(value: Any) -> str:
+    """Return the shortest text of an option's value that is read as the same value again."""
+    short = f"{value:g}" if isinstance(value, float) else str(value)
+    return short if not isinstance(value, float) or float(short) == value else repr(value)

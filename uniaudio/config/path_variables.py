@@ -33,7 +33,7 @@ def get_cache_root() -> Path:
     """Return where what can be made again is kept: ``$UNIAUDIO_CACHE``, else ``$XDG_CACHE_HOME/uniaudio``."""
     folder = os.environ.get(CACHE_VARIABLE)
     if folder:
-        return Path(folder)
+        return Path(folder).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "uniaudio"
 
 
@@ -111,8 +111,9 @@ def expand_path(text: str, near: Path, where: str) -> str:
             )
         if name not in os.environ:
             raise UserError(f"{where}: set the environment variable {name}, which {text} uses")
-        hide_value(os.environ[name], f"${{{variable}}}")
-        return f"{prefix}{os.environ[name]}{rest}"
+        value = os.path.expanduser(os.environ[name])
+        hide_value(value, f"${{{variable}}}")
+        return f"{prefix}{value}{rest}"
     if "://" in text:
         return f"{prefix}{text}"
     plain = re.split(r"[*?\[{]", text)[0]  # up to the first sign of a pattern

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Annotated, Any, ClassVar, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
@@ -28,6 +29,15 @@ Record = TypeVar("Record", bound=Strict)
 def list_texts(value: Any) -> Any:
     """Return a text alone or a list as a tuple; anything else as it is, for the record to check."""
     return (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list) else value
+
+
+def check_expression(pattern: str) -> str:
+    """Refuse a text that is not a regular expression; for validators of fields that hold some."""
+    try:
+        re.compile(pattern)
+    except re.error as problem:
+        raise ValueError(f"'{pattern}' is not a regular expression ({problem})") from problem
+    return pattern
 
 
 OneOrMore = Annotated[

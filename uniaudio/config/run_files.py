@@ -16,6 +16,7 @@ from uniaudio.config.search_paths import find_file, make_portable_name
 from uniaudio.config.stages import Stage
 from uniaudio.config.strict_yaml import load_yaml
 from uniaudio.config.trust import NO_TRUST, Trust, read_remembered_trust
+from uniaudio.errors import UserError
 
 MINI = "+mini"  # among the overrides: the config's miniature variant
 
@@ -107,15 +108,26 @@ def parse_run(
     return build_run(lay_over_base(make_plain(values), path, "config"), path, overrides, trust)
 
 
-def make_plain(value: Any) -> Any:
-    """Return nested values as YAML could hold them: paths as text, tuples as lists, numbers of numpy as numbers."""
+def make_plain(value: Any, key: str = "") -> Any:
+    """Return nested values as YAML could hold them: paths as text, tuples as lists, numbers and arrays of numpy too.
+
+    Args:
+        key: where the value stands, for messages.
+
+    Raises:
+        UserError: for a value of another kind, such as a dtype of torch.
+    """
     if isinstance(value, Mapping):
-        return {str(key): make_plain(item) for key, item in value.items()}
+        return {str(name): make_plain(item, f"{key}.{name}") for name, item in value.items()}
     if isinstance(value, list | tuple):
-        return [make_plain(item) for item in value]
+        return [make_plain(item, f"{key}.{index}") for index, item in enumerate(value)]
     if isinstance(value, os.PathLike):
         return os.fspath(value)
-    return value.item() if hasattr(value, "item") else value
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    if not isinstance(value, str | int | float | list | None):
+        raise UserError(f"config: {key.lstrip('.')}: give text, numbers, lists or mappings, not {value!r}")
+    return value
 
 
 def build_run(data: dict[str, Any], path: Path, overrides: Overrides, trust: Trust) -> RunConfig:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+from os.path import expanduser, isfile
 from pathlib import Path
 from typing import Literal
 
 from uniaudio.config.nearest import suggest_name
+from uniaudio.config.strict_yaml import parse
 from uniaudio.config.text_files import read_text_file
 from uniaudio.errors import UserError
 
@@ -46,9 +49,15 @@ def is_of_kind(file: Path, kind: Kind) -> bool:
     if not key:
         return True
     try:
-        return any(line.startswith(f"{key}:") for line in read_text_file(file).split("\n"))
+        text = read_text_file(file)
     except UserError:
         return True  # what is wrong with it is said when it is read
+    if any(line.startswith(f"{key}:") for line in text.split("\n")):
+        return True
+    with suppress(UserError):  # keys in quotes or braces, as in JSON; parsing takes much longer
+        content = parse(text, str(file))
+        return isinstance(content, dict) and key in content
+    return False
 
 
 def find_file(kind: Kind, name_or_path: str, near: Path | None = None) -> Path:
@@ -60,19 +69,20 @@ def find_file(kind: Kind, name_or_path: str, near: Path | None = None) -> Path:
     Raises:
         UserError: with the nearest valid name.
     """
+    name_or_path = expanduser(name_or_path)
     if name_or_path.endswith((".yaml", ".yml")):
-        for path in (Path(name_or_path), *([near / name_or_path] if near else [])):
-            if path.is_file():
+        for path in (*([near / name_or_path] if near else []), Path(name_or_path)):
+            if isfile(path):  # that of `Path` raises where a text is too long for a name
                 return path
         if "/" in name_or_path:
             raise UserError(f"there is no {kind} file {name_or_path}")
-    if kind == "config" and (stored := Path(name_or_path) / "config.yaml").is_file():
+    if kind == "config" and isfile(stored := Path(name_or_path) / "config.yaml"):
         raise UserError(f"{name_or_path} is a run folder; its config is {stored}")
     stem = name_or_path.removesuffix(".yaml").removesuffix(".yml")
     folders = list_search_folders(kind, near)
     for folder in folders:
         file = folder / f"{stem}.yaml"
-        if file.is_file() and is_of_kind(file, kind):
+        if isfile(file) and is_of_kind(file, kind):
             return file
     files = {file for folder in folders for file in folder.glob("*.yaml")}
     known = sorted({file.stem for file in files if is_of_kind(file, kind)})

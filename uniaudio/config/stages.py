@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import re
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
+from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
-from uniaudio.config.records import Strict
+from uniaudio.config.records import Strict, check_expression
 
 Mode = Literal["full", "lora", "frozen"]
+Expression = Annotated[str, AfterValidator(check_expression)]
 
 
 class Budget(Strict):
@@ -36,7 +36,7 @@ class L2spConfig(Strict):
 
     weight: PositiveFloat
     """Factor: the loss grows by `weight / 2` times the squared distance. Read by: train."""
-    on: str = r"^encoder\."
+    on: Expression = r"^encoder\."
     """Regular expression, searched for in the parameters' names: which of them are penalized. Default: the
     encoder's.
     """
@@ -55,7 +55,7 @@ class EwcConfig(Strict):
     """Recipe of the old data. Default: that of the stage before; the first stage must name one."""
     examples: PositiveInt = 200
     """Examples from which the Fisher information is estimated."""
-    on: str = r"^encoder\."
+    on: Expression = r"^encoder\."
     """Regular expression, searched for in the parameters' names: which of them are penalized. Default: the
     encoder's.
     """
@@ -169,10 +169,7 @@ class Stage(Strict):
     @classmethod
     def check_expressions(cls, patterns: dict[str, object]) -> dict[str, object]:
         for pattern in patterns:
-            try:
-                re.compile(pattern)
-            except re.error as problem:
-                raise ValueError(f"'{pattern}' is not a regular expression ({problem})") from problem
+            check_expression(pattern)
         return patterns
 
     @model_validator(mode="after")

@@ -9,16 +9,20 @@ import hashlib
 import importlib
 import json
 import os
+import re
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from importlib.machinery import PathFinder
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from uniaudio.config.path_variables import get_cache_root
 from uniaudio.errors import UserError, convert_to_user_error
+
+COMMIT = re.compile(r"[0-9a-f]{40}")  # a revision of the Hub that cannot change, as branches and tags can
 
 
 @dataclass(frozen=True)
@@ -126,7 +130,6 @@ def fingerprint_code(part: Mapping[str, Any]) -> list[str]:
     files: list[Path] = []
     kind = str(part.get("kind", ""))
     if ":" in kind:
-        add_working_folder_to_path()
         files = list_module_files(kind.partition(":")[0])
     elif part.get("trust_remote_code"):
         folder = Path(str(part.get("path", "")).removeprefix("random:"))
@@ -139,10 +142,13 @@ def fingerprint_code(part: Mapping[str, Any]) -> list[str]:
 
 
 def list_module_files(name: str) -> list[Path]:
-    """Return the files that hold a module, by the place of its first package alone: that imports none of them."""
+    """Return the files that hold a module, by the place of its first package alone: that imports none of them.
+
+    The working folder is searched last, as by ``import_code``, but Python's own search does not change.
+    """
     first, *rest = name.split(".")
     try:
-        spec = find_spec(first)
+        spec = find_spec(first) or PathFinder.find_spec(first, [os.getcwd()])
     except (ImportError, ValueError):
         return []
     if spec is None or spec.origin is None:
@@ -156,10 +162,11 @@ def list_module_files(name: str) -> list[Path]:
 
 
 def is_pinned(settings: Mapping[str, Any]) -> bool:
-    """Return whether no part takes code from the Hub that may change: each has a revision or is a folder."""
+    """Return whether no part takes code from the Hub that may change: each is a folder, or its revision a commit."""
     parts = [*settings.get("encoders", {}).values(), settings.get("decoder", {})]
     return all(
-        part.get("revision") is not None or Path(str(part.get("path", "")).removeprefix("random:")).is_dir()
+        COMMIT.fullmatch(str(part.get("revision")))
+        or Path(str(part.get("path", "")).removeprefix("random:")).is_dir()
         for part in parts
         if part.get("trust_remote_code")
     )

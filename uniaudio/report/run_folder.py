@@ -11,7 +11,7 @@ from typing import Any
 
 from uniaudio.config.strict_yaml import parse
 from uniaudio.errors import UserError
-from uniaudio.run_records import is_count, read_metrics, read_objects
+from uniaudio.run_records import has_reached_end, is_count, read_metrics, read_objects
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class RunRecord:
 
     @property
     def is_finished(self) -> bool:
-        return any(event["event"] == "finished" for event in self.events)
+        return has_reached_end([*self.rows, *self.events])
 
     @property
     def planned_steps(self) -> int | None:
