@@ -1,6 +1,14 @@
 import pytest
 
-from uniaudio.errors import RowError, UserError, convert_to_row_error, convert_to_user_error
+from uniaudio import errors
+from uniaudio.errors import (
+    RowError,
+    UserError,
+    convert_to_row_error,
+    convert_to_user_error,
+    hide_value,
+    mask_values,
+)
 
 
 def test_what_a_library_raises_becomes_one_sentence():
@@ -37,6 +45,14 @@ def test_names_and_reasons_can_be_written_anywhere_and_are_of_bounded_length():
     assert len(problem.detail.encode()) < 600
     assert RowError("missing file", "a\x1b[31m\nb\u2028c\u200dü").detail == "a\\x1b[31m\\nb\\u2028c\u200dü"
     assert str(UserError("a\udc80b")) == "a\\udc80b"
+
+
+def test_a_value_is_masked_whole_though_another_one_is_its_beginning(monkeypatch):
+    monkeypatch.setattr(errors, "HIDDEN", {})
+    hide_value("https://host/data", "${env:PLACE}")
+    hide_value("https://host/data?token=secret", "${env:SIGNED}")
+    assert mask_values("at https://host/data?token=secret") == "at ${env:SIGNED}"
+    assert mask_values("at https://host/data?token=other") == "at ${env:PLACE}?token=***"
 
 
 def test_errors_of_rows_bear_the_key_of_the_row():

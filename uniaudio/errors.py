@@ -33,9 +33,10 @@ def hide_value(value: str, shown: str) -> None:
 
 def mask_values(text: str) -> str:
     """Return a text without the values that are hidden and without secrets in URLs."""
-    for value, shown in HIDDEN.items():
-        text = text.replace(value, shown)
-    return URL_SECRETS.sub(lambda match: f"{match[1] or ''}***", text) if "://" in text else text
+    has_url = "://" in text
+    for value in sorted(HIDDEN, key=len, reverse=True):  # one may begin with another one
+        text = text.replace(value, HIDDEN[value])
+    return URL_SECRETS.sub(lambda match: f"{match[1] or ''}***", text) if has_url else text
 
 
 class UserError(Exception):

@@ -27,5 +27,7 @@ def test_a_damaged_file_does_not_end_the_others(tmp_path, capsys):
     assert "gone.wavisskipped:missingfile" in said
     assert "loud.wav:clippedsamples:morethan1%ofthesamples" in said
     assert "2clip(s),64dimensions,2file(s)skipped" in said
+    embed_files(model, files[:1], tmp_path / "vectors.of.mine", frames=False)
+    assert len(np.load(tmp_path / "vectors.of.mine")["embeddings"]) == 1
     with pytest.raises(UserError, match=r"none of 2 file\(s\) can be used; the first: broken audio"):
         embed_files("nothing", files[1:3], out, frames=False)

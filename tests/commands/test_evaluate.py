@@ -12,7 +12,7 @@ from helpers.figures import assert_same_figures
 
 from uniaudio.build.model import load_model
 from uniaudio.build.result_fingerprints import fingerprint_checkpoint, match_checkpoints
-from uniaudio.commands.evaluate import run_evaluation
+from uniaudio.commands.evaluate import run_evaluation, write_answer_files
 from uniaudio.commands.probe import run_probe
 from uniaudio.commands.train import run_training
 from uniaudio.config.run_files import load_run
@@ -111,6 +111,18 @@ def test_without_labels_and_what_is_refused(trained, tmp_path):
     template.write_text(template.read_text() + "scoring: {metric: spider}\n")
     with pytest.raises(UserError, match=r"scoring\.metric"):
         run_evaluation(str(trained), None, None, None)
+
+
+def test_answers_of_every_set_are_written_whatever_sets_and_clips_are_called(tmp_path):
+    names = ("clotho:aqa_en", "clotho_aqa:en", "clotho:aqa_en_2")
+    results = {
+        name: {"answers": [{"id": f"{name}/\udcff.wav", "answer": "é", "reference": name}]} for name in names
+    }
+    write_answer_files(tmp_path, results)
+    lines = [json.loads(file.read_text("utf-8")) for file in tmp_path.iterdir()]
+    assert sorted(line["references"] for line in lines) == sorted([name] for name in names)
+    assert {line["id"] for line in lines} == {f"{name}/\udcff.wav" for name in names}
+    assert (tmp_path / "clotho_aqa_en.jsonl").is_file()
 
 
 def test_a_run_is_probed_beside_its_untrained_encoder_as_trained_from_and_at_its_best(trained, tmp_path):

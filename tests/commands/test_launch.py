@@ -82,6 +82,27 @@ def test_processes_of_a_launch_file_of_the_user_are_kept(tone_run, handed_over, 
 
 
 @pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ("num_processes: '4'", r"mine\.yaml: num_processes: give a whole number above 0, not '4'"),
+        ("num_machines:", r"mine\.yaml: num_machines: give a whole number above 0, not None"),
+        ("distributed_type: DEEPSPEED\ndeepspeed_config: zero", r"deepspeed_config: must be a mapping"),
+    ],
+)
+def test_a_launch_file_of_the_user_with_a_mistake_is_one_sentence(
+    tone_run, handed_over, tmp_path, monkeypatch, lines, message
+):
+    monkeypatch.setattr(launching, "require_package", lambda *_: None)
+    file = tmp_path / "mine.yaml"
+    file.write_text(f"{lines}\n")
+    with pytest.raises(UserError, match=message):
+        launch_training(str(file), load_run(tone_run), [], None, Machines())
+    file.write_text("distributed_type: DEEPSPEED\n")  # what it leaves out is accelerate's to say
+    launch_training(str(file), load_run(tone_run), [], None, Machines())
+    assert handed_over["file"]["deepspeed_config"] == {"deepspeed_multinode_launcher": "standard"}
+
+
+@pytest.mark.parametrize(
     ("engine", "processes", "machines", "message"),
     [
         ("dpp", 2, Machines(), "there is no engine 'dpp'.*ddp"),

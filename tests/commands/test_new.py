@@ -495,6 +495,7 @@ def test_files_are_replaced_only_with_force(tmp_path, place):
     with pytest.raises(UserError, match=r"templates/birds\.yaml.* would be overwritten; use another NAME"):
         new(tmp_path, place)
     assert kept.read_text() == "mine"
+    kept.write_bytes("für Vögel".encode("latin-1"))  # of an editor with another encoding
     assert "task: birds" in (new(tmp_path, place, force=True)[2] / "templates/birds.yaml").read_text()
 
 

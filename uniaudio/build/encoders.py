@@ -16,7 +16,7 @@ from uniaudio.config.run import RunConfig
 from uniaudio.config.run_files import load_stored_run
 from uniaudio.config.trust import NO_TRUST, Trust
 from uniaudio.console import announce, make_console
-from uniaudio.errors import UserError
+from uniaudio.errors import UserError, read_first_line
 from uniaudio.model.cached_encoder import keep_features
 from uniaudio.model.encoders.base import AudioEncoder
 from uniaudio.model.encoders.registry import choose_settings, find_family, is_local_path, load_audio_encoder
@@ -50,7 +50,7 @@ def open_device(name: str | torch.device | None) -> torch.device:
         device = choose_device() if name is None else torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as problem:
-        raise UserError(f"device: {name} cannot be used ({str(problem).splitlines()[0]})") from problem
+        raise UserError(f"device: {name} cannot be used ({read_first_line(problem)})") from problem
     return device
 
 

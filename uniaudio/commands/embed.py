@@ -60,6 +60,7 @@ def embed_files(spec: str, files: Sequence[Path], out: Path, frames: bool, trust
         **{f"frames_{i}": value for i, value in enumerate(of_clips)},
     }
     out.parent.mkdir(parents=True, exist_ok=True)
-    np.savez(out, **arrays)
+    with out.open("wb") as stream:  # given a name, numpy would put .npz behind another one
+        np.savez(stream, **arrays)
     left_out = f", {len(refusals)} file(s) skipped" if refusals else ""
     console.print(f"{out}: {len(clips)} clip(s), {embedder.dim} dimensions{left_out}")

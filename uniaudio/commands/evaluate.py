@@ -26,6 +26,7 @@ from uniaudio.console import WorkProgress, format_number, make_console
 from uniaudio.data.eval_examples import LONGEST_CLIP, EvalSamples, open_examples
 from uniaudio.data.recipe import Recipe, load_recipe
 from uniaudio.data.recipe_entries import EvalEntry
+from uniaudio.data.sources.in_memory import make_unique
 from uniaudio.distributed import explain_lost_processes, is_distributed, is_main, world_size
 from uniaudio.errors import UserError, convert_to_user_error
 from uniaudio.evaluate.generation.entry_metrics import build_answers_table, evaluate_entry
@@ -197,9 +198,11 @@ def write_json(path: Path | None, data: Any) -> None:
 def write_answer_files(folder: Path, results: Mapping[str, Mapping[str, Any]]) -> None:
     """Write the answers to every set into a folder as JSON Lines, as scorers of other packages read them.
 
-    A line has `id`, `prediction` and `references`, which are all right answers of the row.
+    A line has `id`, `prediction` and `references`, which are all right answers of the row. A file is named after its
+    set; where two names become the same one, as those of ``a:b_c`` and ``a_b:c``, a number is put behind the later one.
     """
-    for name, result in results.items():
+    names = make_unique(re.sub(r"[^\w.+-]", "_", name) for name in results)
+    for file_name, result in zip(names, results.values(), strict=True):
         lines = [
             {
                 "id": record["id"],
@@ -209,8 +212,8 @@ def write_answer_files(folder: Path, results: Mapping[str, Mapping[str, Any]]) -
             for record in result["answers"]
         ]
         text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-        file = folder / (re.sub(r"[^\w.+-]", "_", name) + ".jsonl")
-        file.write_text(text, encoding="utf-8")
+        # the name of a file may hold bytes that are not UTF-8; JSON has escapes for them
+        (folder / f"{file_name}.jsonl").write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def run_evaluation(

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -121,7 +121,7 @@ def launch_training(
         announce(f"starting {load_yaml(file)['num_processes']} process(es) under {engine} ...")
         os.environ[LAUNCH_COMMAND] = format_command(engine, processes, machines)
         code, ending = run_launcher([*options, "-m", "uniaudio.train", *arguments, *continuing])
-        sentences = list(dict.fromkeys(each.read_text() for each in sorted(messages.iterdir())))
+        sentences = list(dict.fromkeys(each.read_text("utf-8") for each in sorted(messages.iterdir())))
     for sentence in (*sentences, *([ending] if ending else [])):
         print(f"uniaudio: {sentence}", file=sys.stderr, flush=True)
     return code
@@ -142,7 +142,7 @@ def write_launch_file(
     settings = load_yaml(source)
     if "mixed_precision" in settings:
         refuse_other_precision(str(settings["mixed_precision"]).lower(), config)
-    kind, in_file = settings.get("distributed_type"), settings.get("num_machines", 1)
+    kind, in_file = settings.get("distributed_type"), read_count(settings, "num_machines", source)
     if in_file > 1 and machines.count == 1:
         raise UserError(
             f"{engine} is for {in_file} machines; give --machines {in_file}, --rank and --address"
@@ -154,17 +154,33 @@ def write_launch_file(
     if kind == "DEEPSPEED":
         require_package("deepspeed", f"launch {engine}")
         # torchrun on each machine; DeepSpeed's default would start the others by pdsh
-        settings["deepspeed_config"] |= {"deepspeed_multinode_launcher": "standard"}
+        stated = settings.get("deepspeed_config") or {}
+        if not isinstance(stated, dict):
+            raise UserError(f"{source}: deepspeed_config: must be a mapping of keys to values")
+        settings["deepspeed_config"] = {**stated, "deepspeed_multinode_launcher": "standard"}
     gpus = count_gpus()
     if processes is None:
         is_users = source.parent != find_shipped_root() / SHIPPED_ENGINES
-        processes = settings.get("num_processes", 1) // in_file if is_users else max(gpus, 1)
+        of_all = read_count(settings, "num_processes", source)
+        processes = max(of_all // in_file, 1) if is_users else max(gpus, 1)
     elif 0 < gpus < processes and not settings.get("use_cpu"):
         raise UserError(f"-n {processes}: every process needs a GPU, and this machine has {gpus}")
     file.write_text(dump_yaml({**settings, **machines.make_settings(processes)}), encoding="utf-8")
     # the launcher reads the rendezvous from its options alone
     options = ["--config_file", str(file), "--rdzv_backend", machines.rendezvous]
     return [*options, *(["--rdzv_conf", NO_EXPIRY] if machines.rendezvous == "c10d" else [])]
+
+
+def read_count(settings: Mapping[str, Any], key: str, file: Path) -> int:
+    """Return a number of machines or processes that a launch file states; by default 1.
+
+    Raises:
+        UserError: for anything but a whole number above 0.
+    """
+    value = settings.get(key, 1)
+    if not isinstance(value, int) or value < 1:
+        raise UserError(f"{file}: {key}: give a whole number above 0, not {value!r}")
+    return value
 
 
 def format_command(engine: str, processes: int | None, machines: Machines) -> str:

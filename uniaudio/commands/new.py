@@ -218,7 +218,7 @@ def write_task_files(paths: Sequence[Path], texts: Sequence[str]) -> None:
     Raises:
         UserError: as ``load_recipe`` and ``open_run``.
     """
-    before = {path: path.read_text(encoding="utf-8") if path.exists() else None for path in paths}
+    before = {path: path.read_bytes() if path.exists() else None for path in paths}
     try:
         for path, text in zip(paths, texts, strict=True):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -232,5 +232,5 @@ def write_task_files(paths: Sequence[Path], texts: Sequence[str]) -> None:
             if old is None:
                 path.unlink(missing_ok=True)
             else:
-                path.write_text(old, encoding="utf-8")
+                path.write_bytes(old)
         raise
