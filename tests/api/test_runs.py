@@ -128,6 +128,14 @@ def test_a_config_may_be_a_mapping_or_a_record_with_paths_and_numbers_of_numpy(r
             lambda: uniaudio.Run("runs/birds").ask("dog.flac", "What?", max_new_tokens=0),
             "max_new_tokens: give",
         ),
+        (
+            lambda: uniaudio.load_model("runs/birds").ask(["dog.flac"], None),
+            "text: give one question, or a list with one for each clip, not None",
+        ),
+        (
+            lambda: uniaudio.load_model("runs/birds").ask(["dog.flac"], [3]),
+            r"text: give one question, or a list with one for each clip, not \[3\]",
+        ),
         (lambda: uniaudio.Run("runs/birds").ask("dog.flac", "What?" * 5000), r"text too long.*'What\?What"),
         (lambda: uniaudio.Run("runs/birds").evaluate(max_examples=-1), "max_examples: give"),
         (lambda: uniaudio.Run("runs/birds").evaluate(batch_seconds=0), "batch_seconds: give"),

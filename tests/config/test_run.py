@@ -53,6 +53,8 @@ def test_overrides_go_through_the_same_checks(tone_run):
         ),
         ("train.betas=[0.9, 1]", "train.betas: each must be at least 0 and below 1, got 0.9 and 1"),
         ("train.betas=[-0.1, 0.9]", "train.betas: each must be at least 0 and below 1, got -0.1 and 0.9"),
+        ("output_dir=''", "output_dir: input should be text that is not empty, got ''"),
+        ('train.run_name="\\ud800"', "a text holds half a character (U+D800 to U+DFFF); remove it"),
         ("seed=4294967296", "seed: must lie between -2147483648 and 4294967295, got 4294967296"),
         ("decoder.miniature.layerz=3", "decoder.miniature.layerz: unknown key (did you mean 'layers'?)"),
     ],

@@ -218,7 +218,7 @@ class Run:
     def export(
         self,
         out: str | Path,
-        to: Literal["hf", "xares", "xares-llm", "onnx"] = "hf",
+        to: Literal["hf", "xares", "xares-llm", "mteb", "hear", "onnx"] = "hf",
         *,
         push_to_hub: str | None = None,
     ) -> Path:

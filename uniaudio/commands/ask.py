@@ -46,7 +46,9 @@ def answer_questions(
     Raises:
         UserError: when a clip or a question cannot be used, before any is answered.
     """
-    questions = [texts] * len(clips) if isinstance(texts, str) else list(texts)
+    questions = [texts] * len(clips) if isinstance(texts, str) else texts
+    if not isinstance(questions, Sequence) or not all(isinstance(text, str) for text in questions):
+        raise UserError(f"text: give one question, or a list with one for each clip, not {texts!r}")
     if len(questions) != len(clips):
         raise UserError(
             f"text: {len(questions)} questions for {len(clips)} clips; give one, or one for each clip"

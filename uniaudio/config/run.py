@@ -37,7 +37,7 @@ class RunConfig(Strict):
     """Seed of the adapter's and the fusion's initial weights, the order of examples, dropout and
     augmentation.
     """
-    output_dir: str
+    output_dir: str = Field(min_length=1)
     """Run folder. Default: `runs/` and the file's name. Read by: train."""
     encoders: dict[str, EncoderConfig] = Field(min_length=1)
     """Audio encoders by a name of your choice, the first one being the base; more than one need a `fusion`.

@@ -29,6 +29,10 @@ def explain(
             if mark in data and mark not in kind.model_fields:
                 return f"this is a {file}, not a {usual.file}"
     errors = problem.errors()
+    if (
+        errors[0]["type"] == "json_invalid"
+    ):  # records are checked as JSON, which everything else can be written in
+        return "a text holds half a character (U+D800 to U+DFFF); remove it"
     error = next((e for e in errors if e["type"] == "extra_forbidden"), errors[0])
     path, records = find_key(kind, error, data)
     key = ".".join(map(str, path)) or "the file"
@@ -75,6 +79,8 @@ def describe_expected(kind: type[BaseModel], error: Any, data: Any) -> str:
         return "a list"
     if error["type"] == "string_type":
         return "text"
+    if error["type"] == "string_too_short":
+        return "text that is not empty"
     return str(error["msg"][0].lower() + error["msg"][1:]).removeprefix("input should be ")
 
 
