@@ -408,3 +408,18 @@ def test_the_budget_is_tuned_before_a_run_for_every_stage(tone_run, monkeypatch)
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UserError, match="searches in one process"):
         tune_overrides(str(tone_run), [])
+
+
+def test_a_tuned_run_goes_on_with_the_budget_that_it_began_with(tone_run, monkeypatch, capsys):
+    """Another one, found on another machine, would draw other data."""
+    module = "uniaudio.commands.tune_batch"
+    monkeypatch.setattr(f"{module}.measure_peak_in_child", lambda name, overrides, budget, trust: budget / 10)
+    monkeypatch.setattr(f"{module}.get_device_memory", lambda: 1.0)
+    stored = tone_run.parent / "out" / "config.yaml"
+    main_ok("train", str(tone_run), "--tune-batch", "train.max_steps=2")
+    budget = load_run(stored).stages[0].budget.audio_seconds
+    assert 8 <= budget <= 9
+    monkeypatch.setattr(f"{module}.measure_peak_in_child", refuse_call)
+    main_ok("train", str(tone_run), "--tune-batch", "--resume", "auto", "train.max_steps=4")
+    assert load_run(stored).stages[0].budget.audio_seconds == budget
+    assert [row["step"] for row in rows(stored.parent) if "loss" in row] == [1, 2, 3, 4]

@@ -68,8 +68,9 @@ def train(
         if tune_batch:
             from uniaudio.commands.tune_batch import tune_overrides
 
-            check_run_folder(run, resume)  # before the search, which takes minutes
-            run = open_run(config, tune_overrides(config, overrides, trust), trust)
+            has_begun = check_run_folder(run, resume)  # before the search, which takes minutes
+            begun = Path(run.output_dir) if has_begun else None
+            run = open_run(config, tune_overrides(config, overrides, trust, begun), trust)
         code = run_training(run, resume)
     raise typer.Exit(code)
 

@@ -126,8 +126,11 @@ def run_training(
     return code
 
 
-def check_run_folder(config: RunConfig, resume: str | None) -> None:
+def check_run_folder(config: RunConfig, resume: str | None) -> bool:
     """Refuse a run folder that cannot be written, or that holds a run which nobody said is to go on.
+
+    Returns:
+        Whether there is a run in it.
 
     Raises:
         UserError: naming the folder; where it cannot be written, on the main process.
@@ -135,7 +138,7 @@ def check_run_folder(config: RunConfig, resume: str | None) -> None:
     folder = Path(config.output_dir)
     if is_main_rank():
         check_output_folder(folder, "output_dir")
-    refuse_begun_run(folder, resume)
+    return refuse_begun_run(folder, resume)
 
 
 def train_in_held_folder(

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from itertools import islice
+from pathlib import Path
 
 import torch
 from rich.console import Console
@@ -18,7 +19,7 @@ from uniaudio.build.model import build_model, load_stage_recipes
 from uniaudio.build.stage_data import StageData
 from uniaudio.checks.stages import sketch_stages
 from uniaudio.config.run import RunConfig
-from uniaudio.config.run_files import load_run
+from uniaudio.config.run_files import load_run, load_stored_run
 from uniaudio.config.trust import NO_TRUST, Trust
 from uniaudio.console import make_console
 from uniaudio.data.loader import make_loader
@@ -150,9 +151,12 @@ def measure_peak_in_child(
     raise UserError(f"a trial step with {budget:g} s failed: {said[-1]}")
 
 
-def set_budgets(config: RunConfig, seconds: float) -> list[str]:
-    """Return the overrides that give every stage a budget."""
-    return [f"stages.{index}.budget.audio_seconds={seconds}" for index in range(len(config.stages))]
+def set_budgets(config: RunConfig, seconds: float | None = None) -> list[str]:
+    """Return the overrides that give every stage a budget; None: the one that it has in the config."""
+    return [
+        f"stages.{index}.budget.audio_seconds={seconds or stage.budget.audio_seconds}"
+        for index, stage in enumerate(config.stages)
+    ]
 
 
 def get_device_memory() -> float:
@@ -201,12 +205,19 @@ def tune_batch(
     return budget
 
 
-def tune_overrides(name: str, overrides: list[str], trust: Trust = NO_TRUST) -> list[str]:
+def tune_overrides(
+    name: str, overrides: list[str], trust: Trust = NO_TRUST, begun: Path | None = None
+) -> list[str]:
     """Search the budget before a run and return the overrides with it, for every stage.
+
+    Args:
+        begun: the folder of a run that goes on: it keeps its budgets, for with others it would draw other data.
 
     Raises:
         UserError: under a launcher of several processes, which would each find their own.
     """
+    if begun is not None:
+        return [*overrides, *set_budgets(load_stored_run(begun / "config.yaml", begun))]
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError(
             "--tune-batch searches in one process; run `uniaudio tune-batch` first and set the budget that it prints"
