@@ -1,6 +1,7 @@
 """Code that a model or a run brings is run only when whoever opens it says so, by every command."""
 
 import json
+import os
 import sys
 
 import pytest
@@ -207,6 +208,25 @@ def test_code_of_the_hub_is_remembered_only_at_a_commit(tmp_path):
         settings = {"encoders": {"a": {**part, "revision": revision}}, "decoder": {}}
         remember_run(tmp_path, settings, Trust(remote_code=True))
         assert read_remembered_trust(tmp_path, settings) == Trust(remote_code=kept)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file to somebody else")
+def test_what_another_user_wrote_into_a_shared_cache_does_not_count(tmp_path):
+    settings = {"encoders": {"a": {"kind": "marker_encoder:Encoder"}}, "decoder": {}}
+    remember_run(tmp_path, settings, Trust(code=True))
+    record = find_trust_file(tmp_path, settings)
+    assert read_remembered_trust(tmp_path, settings) == Trust(code=True)
+    os.chown(record, 12345, -1)
+    assert read_remembered_trust(tmp_path, settings) is None
+
+
+def test_the_record_of_one_run_is_none_of_another(tmp_path):
+    """Whoever may rename files of a shared cache cannot give a permission to another folder."""
+    settings = {"encoders": {"a": {"kind": "marker_encoder:Encoder"}}, "decoder": {}}
+    (tmp_path / "other").mkdir()
+    remember_run(tmp_path, settings, Trust(code=True))
+    find_trust_file(tmp_path, settings).rename(find_trust_file(tmp_path / "other", settings))
+    assert read_remembered_trust(tmp_path / "other", settings) is None
 
 
 def test_a_config_that_nobody_allowed_to_run_code_leaves_the_search_for_modules_alone(here, monkeypatch):

@@ -11,6 +11,7 @@ import json
 import os
 import re
 import sys
+import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -110,10 +111,22 @@ def remember_run(folder: Path, settings: Mapping[str, Any], trust: Trust) -> Non
 def read_remembered_trust(folder: Path, settings: Mapping[str, Any]) -> Trust | None:
     """Return what a run in this folder with these settings was allowed when it was made here; None: it was not."""
     try:
-        stored = json.loads(find_trust_file(folder, settings).read_text("utf-8"))
+        file = find_trust_file(folder, settings)
+        stored = json.loads(file.read_text("utf-8"))
+        if stored["run"] != str(folder.resolve()) or not is_written_by_this_user(file):
+            return None
         return Trust(stored["remote_code"] is True, stored["code"] is True)
     except (OSError, ValueError, LookupError, TypeError):
         return None
+
+
+def is_written_by_this_user(file: Path) -> bool:
+    """Return whether a file has the owner that new files of this process have: others may share the cache."""
+    owner = file.stat().st_uid
+    if owner == os.geteuid():
+        return True
+    with tempfile.TemporaryFile(dir=file.parent) as new:  # some disks give files another owner
+        return os.fstat(new.fileno()).st_uid == owner
 
 
 def find_trust_file(folder: Path, settings: Mapping[str, Any]) -> Path:
