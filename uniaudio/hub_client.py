@@ -253,7 +253,7 @@ def check_login(name: str) -> None:
         HfApi().whoami()
     except (LocalTokenNotFoundError, HfHubHTTPError, OSError) as problem:
         raise UserError(
-            f"--push-to-hub {name}: you are not logged in ({read_first_line(problem)}); run `hf auth login` first"
+            f"--push-to-hub {name}: you are not logged in ({str(problem).splitlines()[0]}); run `hf auth login` first"
         ) from problem
 
 

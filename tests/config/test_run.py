@@ -10,7 +10,6 @@ from uniaudio.config.run_files import load_run
 from uniaudio.config.search_paths import find_file, make_portable_name
 from uniaudio.data.recipe import load_recipe
 from uniaudio.errors import UserError
-from uniaudio.evaluate.probing.labelled_folder import parse_folders
 
 
 def test_overrides_go_through_the_same_checks(tone_run):
@@ -51,11 +50,8 @@ def test_overrides_go_through_the_same_checks(tone_run):
             "encoders.whisper.lora.targets=['(q']",
             "encoders.whisper.lora.targets: '(q' is not a regular expression",
         ),
-        ("train.betas=[0.9, 1]", "train.betas: each must be at least 0 and below 1, got 0.9 and 1"),
-        ("train.betas=[-0.1, 0.9]", "train.betas: each must be at least 0 and below 1, got -0.1 and 0.9"),
         ("output_dir=''", "output_dir: input should be text that is not empty, got ''"),
         ('train.run_name="\\ud800"', "a text holds half a character (U+D800 to U+DFFF); remove it"),
-        ("seed=4294967296", "seed: must lie between -2147483648 and 4294967295, got 4294967296"),
         ("decoder.miniature.layerz=3", "decoder.miniature.layerz: unknown key (did you mean 'layers'?)"),
     ],
 )
@@ -157,7 +153,7 @@ def test_a_text_in_the_place_of_a_name_is_no_file(name, tmp_path):
     ],
 )
 def test_a_tilde_is_the_home_folder_wherever_a_path_is_named(tone_run, monkeypatch):
-    """Shells expand it at the beginning of a word alone, and files and Python never do."""
+    """Shells expand it, but neither files nor Python do."""
     home = tone_run.parent
     monkeypatch.setenv("HOME", str(home))
     monkeypatch.setenv("UNIAUDIO_CACHE", "~/cache")
@@ -168,7 +164,6 @@ def test_a_tilde_is_the_home_folder_wherever_a_path_is_named(tone_run, monkeypat
     assert config.stages[0].recipe == str((home / "tone_recipe.yaml").resolve())
     assert config.encoders["whisper"].path == str(home / "whisper")
     assert get_cache_root() == home / "cache"
-    assert parse_folders(["tones=~/tones"]) == {"tones": home / "tones"}
     with pytest.raises(UserError, match=f"{home}/tones is neither a checkpoint nor a run"):
         uniaudio.load_model("~/tones", "cpu")
     with pytest.raises(UserError, match=f"{home}/tones contains no model"):

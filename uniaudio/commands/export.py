@@ -27,6 +27,7 @@ from uniaudio.extras import require_package
 from uniaudio.hub_client import check_login, push_folder
 from uniaudio.model.encoders.base import AudioEncoder
 from uniaudio.model.lora import merge_lora
+from uniaudio.outputs import remove_on_failure
 
 MIB = 2**20
 SUITE_CLASS = "UniaudioEncoder"
@@ -69,31 +70,44 @@ def export_checkpoint(
     require_new_folder(out)
     if push_to_hub is not None:
         check_login(push_to_hub)
+    place, whole = push_to_hub or str(out), to in MODEL_TARGETS
+    with remove_on_failure(out):  # what could not be proved is not to be used
+        line = (
+            export_model(spec, out, to, place, trust, decoder)
+            if whole
+            else export_encoder(spec, out, to, place, trust)
+        )
     console = make_console()
-    if to in MODEL_TARGETS:
-        line = export_model(spec, out, to, trust, decoder, push_to_hub)
-        console.print(files_table(out))
-        console.print(line, soft_wrap=True)
-        if push_to_hub is not None:
-            console.print(push_folder(out, push_to_hub), soft_wrap=True)
-        return
-    config = None
+    console.print(files_table(out))
+    if not whole:
+        console.print("the exported model gives the same frames as the encoder; load it with:", style="dim")
+    console.print(line, soft_wrap=True)
+    if push_to_hub is not None:
+        console.print(push_folder(out, push_to_hub), soft_wrap=True)
+
+
+def export_encoder(spec: str, out: Path, to: str, place: str, trust: Trust) -> str:
+    """Write the encoder of a MODEL, compare both, and return the lines that load it.
+
+    Args:
+        place: folder or Hub name in these lines.
+
+    Raises:
+        UserError: when the encoder cannot be exported so.
+    """
+    model, config = parse_model_spec(spec), None
     if (checkpoint := find_checkpoint(model.path)) is not None:
         config = load_stored_run(checkpoint / "config.yaml", checkpoint.parent.parent, trust)
         config.require_trust(decoder=False)  # before recipes are read
     if to == "onnx":
         check_onnx(model, config)
     facts = collect_provenance(spec)
+    console = make_console()
     with console.status("loading the encoder"):
         encoder = load_encoder(spec, torch.device("cpu"), trust)
         merge_lora(encoder)
     with console.status(f"writing {out}"):
-        line = WRITERS[to](encoder, out, facts, push_to_hub or str(out))
-    console.print(files_table(out))
-    console.print("the exported model gives the same frames as the encoder; load it with:", style="dim")
-    console.print(line, soft_wrap=True)
-    if push_to_hub is not None:
-        console.print(push_folder(out, push_to_hub), soft_wrap=True)
+        return WRITERS[to](encoder, out, facts, place)
 
 
 def check_request(path: str, to: str, push_to_hub: str | None, decoder: str) -> None:

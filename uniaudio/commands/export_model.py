@@ -16,7 +16,7 @@ from uniaudio.config.decoder import DecoderConfig
 from uniaudio.config.model_spec import parse_model_spec
 from uniaudio.config.run import RunConfig
 from uniaudio.config.run_files import load_stored_run
-from uniaudio.config.trust import NO_TRUST, Trust
+from uniaudio.config.trust import Trust
 from uniaudio.console import make_console
 from uniaudio.data.prompt_tokens import ChatFormat
 from uniaudio.errors import UserError
@@ -36,20 +36,18 @@ HF_LM = "hf-lm"
 MODEL_TARGETS = ("qwen2-audio", "audio-flamingo3", "voxtral", "ultravox", HF_LM)
 
 
-def export_model(
-    spec: str, out: Path, to: str, trust: Trust = NO_TRUST, decoder: str = "inside", place: str | None = None
-) -> str:
+def export_model(spec: str, out: Path, to: str, place: str, trust: Trust, decoder: str) -> str:
     """Write the whole model of a run, compare it with the run, and return the lines that load it.
 
     Args:
+        place: folder or Hub name in the lines that load it.
         decoder: for ``hf-lm``, ``inside`` writes its weights, ``reference`` names where they are.
-        place: folder or Hub name in the lines that load it; None: the folder.
 
     Raises:
         UserError: before any weights are read where a config tells that the run does not fit the format.
     """
     if to == HF_LM:
-        return export_hf_lm(spec, out, trust, decoder, place or str(out))
+        return export_hf_lm(spec, out, place, trust, decoder)
     from uniaudio.export.logit_comparison import compare_stock_model, compute_prompt_logits, make_trial_clips
     from uniaudio.export.model_card import write_lm_card
     from uniaudio.export.stock_formats import STOCK_FORMATS
@@ -83,7 +81,7 @@ def export_model(
             f"transformers loads it; inference engines that expect a {' or '.join(target.decoders)} "
             f"decoder in this format cannot serve it with a {kind} decoder."
         )
-    code = write_stock_loading_code(place or str(out), target)
+    code = write_stock_loading_code(place, target)
     write_lm_card(out, facts, to, code, notes)
     for note in notes:
         console.print(note, style="dim")
@@ -98,7 +96,7 @@ def load_merged_model(spec: str, trust: Trust) -> tuple[AudioLM, ChatFormat]:
     return loaded.model.float().eval(), loaded.format
 
 
-def export_hf_lm(spec: str, out: Path, trust: Trust, decoder: str, place: str) -> str:
+def export_hf_lm(spec: str, out: Path, place: str, trust: Trust, decoder: str) -> str:
     """Write the whole model of a run with its code, see ``export_model``."""
     from uniaudio.export.hf_lm import write_hf_lm
     from uniaudio.export.logit_comparison import compute_prompt_logits, make_trial_clips, verify_hf_lm

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
-from pydantic import Field, PrivateAttr, field_validator, model_validator
+from pydantic import Field, PrivateAttr, model_validator
 
 from uniaudio.config.adapters import RIDGE, AdapterConfig, StackConfig
 from uniaudio.config.data_loading import DataConfig
@@ -62,13 +62,6 @@ class RunConfig(Strict):
     _trust: Trust = PrivateAttr(NO_TRUST)
     _reads_environment: bool = PrivateAttr(True)
     _written: dict[str, str] = PrivateAttr(default_factory=dict)
-
-    @field_validator("seed")
-    @classmethod
-    def check_seed(cls, seed: int) -> int:
-        if not -(2**31) <= seed < 2**32:  # the seeds of dropout are made of it, and have 64 bits
-            raise ValueError(f"must lie between -2147483648 and 4294967295, got {seed}")
-        return seed
 
     @model_validator(mode="after")
     def check_parts(self) -> RunConfig:

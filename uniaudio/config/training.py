@@ -85,13 +85,6 @@ class TrainConfig(Strict):
     label_chunk: PositiveInt = 2048
     """Answer tokens whose logits are in memory at a time. Read by: train, plan."""
 
-    @field_validator("betas")
-    @classmethod
-    def check_betas(cls, betas: tuple[float, float]) -> tuple[float, float]:
-        if not all(0 <= beta < 1 for beta in betas):
-            raise ValueError(f"each must be at least 0 and below 1, got {betas[0]:g} and {betas[1]:g}")
-        return betas
-
     @field_validator("callbacks")
     @classmethod
     def check_callbacks(cls, names: tuple[str, ...]) -> tuple[str, ...]:

@@ -73,7 +73,7 @@ def parse_folders(items: Iterable[str]) -> dict[str, Path]:
             raise UserError(f"--data {item}: write NAME=FOLDER")
         if name in folders:
             raise UserError(f"--data {item}: the name '{name}' is given twice")
-        folders[name] = Path(folder).expanduser()  # shells leave a ~ behind the equals sign
+        folders[name] = Path(folder)
     return folders
 
 
