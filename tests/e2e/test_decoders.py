@@ -5,7 +5,13 @@ import json
 import pytest
 import torch
 from helpers.run_folders import latest_checkpoint
-from transformers import GPT2Config, GPT2LMHeadModel, WhisperConfig, WhisperForConditionalGeneration
+from transformers import (
+    AutoTokenizer,
+    GPT2Config,
+    GPT2LMHeadModel,
+    WhisperConfig,
+    WhisperForConditionalGeneration,
+)
 from transformers.utils import chat_template_utils
 
 from uniaudio.build.model import load_model
@@ -97,6 +103,28 @@ def test_answers_of_whispers_decoder_in_a_batch_equal_answers_alone(tone_run, wh
     assert answers(examples) == [answers([example])[0] for example in examples]
     results = run_evaluation(str(tone_run.parent / "out"), None, None, None)
     assert results["tones:tone"]["examples"] == 10
+
+
+def test_a_preview_shows_the_prompts_of_whispers_decoder(tone_run, whisper_decoder, capsys):
+    """Its tokenizer has no chat template; training puts another token before a prompt than ``bos``."""
+    full, config = tone_run.parent / "full", tone_run.with_name("whisper.yaml")
+    tokenizer = AutoTokenizer.from_pretrained(full)
+    tokenizer.chat_template = None
+    (full / "chat_template.jinja").unlink(missing_ok=True)
+    tokenizer.save_pretrained(full)
+    load_run(tone_run, ["decoder.kind=whisper", whisper_decoder]).save(config)
+    preview(str(config), 1, None, 0)
+    assert "<|startoftranscript|>" in capsys.readouterr().out
+
+
+def test_a_preview_does_without_a_tokenizer_that_is_damaged(tone_run, capsys):
+    (tone_run.parent / "qwen" / "tokenizer.json").write_text('{"version": "1.0"')
+    preview(str(tone_run), 1, None, 0)
+    shown = " ".join(capsys.readouterr().out.split())
+    assert f"because that of {tone_run.parent / 'qwen'} cannot be read on this machine" in shown
+    assert "1. tones:tone" in shown
+    with pytest.raises(UserError, match=r"--decoder .*qwen: no tokenizer could be loaded"):
+        preview(str(tone_run), 1, str(tone_run.parent / "qwen"), 0)
 
 
 DATED = (
