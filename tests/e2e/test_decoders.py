@@ -15,6 +15,7 @@ from transformers import (
 from transformers.utils import chat_template_utils
 
 from uniaudio.build.model import load_model
+from uniaudio.commands import preview as previewing
 from uniaudio.commands.ask import answer_file_question
 from uniaudio.commands.evaluate import run_evaluation
 from uniaudio.commands.preview import preview
@@ -125,6 +126,24 @@ def test_a_preview_does_without_a_tokenizer_that_is_damaged(tone_run, capsys):
     assert "1. tones:tone" in shown
     with pytest.raises(UserError, match=r"--decoder .*qwen: no tokenizer could be loaded"):
         preview(str(tone_run), 1, str(tone_run.parent / "qwen"), 0)
+
+
+def test_a_preview_reads_the_tokenizer_of_the_revision_in_the_config(tone_run, monkeypatch):
+    requests = []
+
+    def find(name, file, revision):
+        requests.append((name, revision))
+        return "in the cache"
+
+    def load(name, **options):
+        requests.append((name, options["revision"], options["local_files_only"]))
+        raise OSError("nothing is loaded here")
+
+    monkeypatch.setattr(previewing, "try_to_load_from_cache", find)
+    monkeypatch.setattr(previewing.AutoTokenizer, "from_pretrained", load)
+    load_run(tone_run, ["decoder={path: me/lm, revision: v2}"]).save(tone_run.with_name("hub.yaml"))
+    preview(str(tone_run.with_name("hub.yaml")), 1, None, 0)
+    assert requests == [("me/lm", "v2"), ("me/lm", "v2", True)]
 
 
 DATED = (
