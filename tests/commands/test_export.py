@@ -29,7 +29,7 @@ from uniaudio.build.encoders import load_encoder
 from uniaudio.build.result_fingerprints import fingerprint_checkpoint
 from uniaudio.build.run_config import open_run
 from uniaudio.cli import main
-from uniaudio.commands.export import check_onnx, suite_command
+from uniaudio.commands.export import check_onnx, export_checkpoint, suite_command
 from uniaudio.commands.export_model import require_fitting_run
 from uniaudio.commands.train import run_training
 from uniaudio.config.adapters import AdapterConfig
@@ -342,6 +342,21 @@ def test_results_of_another_form_are_named(tmp_path, file, text):
     (tmp_path / file).write_text(text)
     with pytest.raises(UserError, match=str(tmp_path / file)):
         collect_results(tmp_path, str(tmp_path))
+
+
+@pytest.mark.parametrize("to", ["hf", "xares"])
+def test_an_export_that_gives_other_frames_is_removed(tmp_path, monkeypatch, to):
+    """It could be used by mistake, and the same command would be refused because of it."""
+
+    def differ(encoder, folder):
+        assert (folder / "model.safetensors").is_file()
+        raise RuntimeError("the frames differ")
+
+    tiny_whisper().save_pretrained(tmp_path / "whisper")
+    monkeypatch.setattr("uniaudio.export.hf.verify_hf", differ)
+    with pytest.raises(RuntimeError, match="the frames differ"):
+        export_checkpoint(str(tmp_path / "whisper"), tmp_path / "out", to)
+    assert not (tmp_path / "out").exists()
 
 
 def test_what_cannot_work_is_refused_before_anything_is_loaded(tmp_path, capsys, monkeypatch):
