@@ -30,7 +30,7 @@ def serve(checkpoint: str, host: str, port: int, limits: Limits, trust: Trust = 
     """Load a checkpoint and answer questions on a page until the process is stopped.
 
     Args:
-        checkpoint: run folder or checkpoint folder. port: 0 takes a free one; the address is printed.
+        checkpoint: run folder, checkpoint or exported whole model. port: 0 takes a free one; the address is printed.
 
     Raises:
         UserError: when the address cannot be taken or the checkpoint cannot be loaded.
