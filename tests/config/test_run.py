@@ -170,6 +170,21 @@ def test_a_tilde_is_the_home_folder_wherever_a_path_is_named(tone_run, monkeypat
         uniaudio.load_encoder("~/tones", "cpu")
 
 
+def test_an_output_folder_may_be_named_by_a_variable_which_the_saved_config_keeps(
+    tone_run, monkeypatch, tmp_path
+):
+    """Such as the fast disk of a cluster; before, a folder called ``${env:SCRATCH}`` was made."""
+    monkeypatch.setenv("SCRATCH", str(tmp_path / "scratch"))
+    config = load_run(tone_run, ["output_dir=${env:SCRATCH}/tones"])
+    assert config.output_dir == str(tmp_path / "scratch" / "tones")
+    assert config.resolve_values()["output_dir"] == "${env:SCRATCH}/tones"
+    config.save(tmp_path / "saved.yaml")
+    assert load_run(tmp_path / "saved.yaml").output_dir == config.output_dir
+    monkeypatch.delenv("SCRATCH")
+    with pytest.raises(UserError, match=r"run\.yaml: output_dir: set the environment variable SCRATCH"):
+        load_run(tone_run, ["output_dir=${env:SCRATCH}/tones"])
+
+
 def test_a_value_from_python_that_no_file_could_hold_is_named(tone_run, overrides, message):
     with pytest.raises(UserError, match=message):
         load_run(tone_run, overrides)

@@ -38,7 +38,7 @@ class RunConfig(Strict):
     augmentation.
     """
     output_dir: str = Field(min_length=1)
-    """Run folder. Default: `runs/` and the file's name. Read by: train."""
+    """Run folder; may begin with `~` or `${env:NAME}`. Default: `runs/` and the file's name. Read by: train."""
     encoders: dict[str, EncoderConfig] = Field(min_length=1)
     """Audio encoders by a name of your choice, the first one being the base; more than one need a `fusion`.
     """

@@ -145,7 +145,13 @@ def build_run(data: dict[str, Any], path: Path, overrides: Overrides, trust: Tru
         data["adapter"].setdefault("kind", "stack")
     name = str(path) if path.is_file() else path.name
     config = expand_paths(build(RunConfig, data, name), path, name=name)
-    config = config.model_copy(update={"output_dir": os.path.expanduser(config.output_dir)})
+    stated = config.output_dir
+    if stated.startswith("${"):
+        output_dir = expand_path(stated, path.parent, f"{name}: output_dir")
+        config._written[output_dir] = stated
+    else:
+        output_dir = os.path.expanduser(stated)  # relative to the working directory, not to the file
+    config = config.model_copy(update={"output_dir": output_dir})
     config._folder = path.parent
     config._trust = trust | (
         read_remembered_trust(Path(config.output_dir), config.collect_trust_settings()) or NO_TRUST
