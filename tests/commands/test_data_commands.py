@@ -11,6 +11,7 @@ from uniaudio.commands import tune_batch as tuning
 from uniaudio.commands.data_bench import bench_recipe
 from uniaudio.commands.data_pack import pack_recipe
 from uniaudio.commands.data_stats import show_hours, show_stats
+from uniaudio.commands.preview import preview
 from uniaudio.commands.tune_batch import find_largest_budget, tune_batch
 from uniaudio.config.run_files import load_run
 from uniaudio.config.strict_yaml import dump_yaml
@@ -40,6 +41,32 @@ def test_stats_count_what_is_there(tone_run, tmp_path, quiet):
     assert first_steps.epochs == pytest.approx(stats.epochs / 2)
     assert json.loads(out.read_text())[0]["answer_words"] == [1] * 30
     assert plot.read_bytes()[:4] == b"\x89PNG"
+
+
+def test_several_questions_about_a_clip_cost_more_and_some_may_be_left_out(tone_run, tmp_path, quiet):
+    """As in training: a row is used if one of its questions can be asked, and each of them costs budget."""
+    template = (tmp_path / "tone.yaml").read_text()
+    (tmp_path / "place.yaml").write_text(
+        template.replace("task: tone", "task: place")
+        .replace("- label", "- place")
+        .replace("{{ label", "{{ place")
+        .replace("labels:\n- low\n- high\n", "")
+    )
+    manifest = tmp_path / "tones" / "manifest.jsonl"
+    rows = [json.loads(line) for line in manifest.read_text().splitlines()]
+    manifest.write_text(
+        "".join(json.dumps(r | {"place": "here" if i % 3 else None}) + "\n" for i, r in enumerate(rows))
+    )
+    line = {"dataset": "tones", "template": ["tone", "place"]}
+    (tmp_path / "tone_recipe.yaml").write_text(dump_yaml({"recipe": "tone_recipe", "train": [line]}))
+    [stats] = show_stats(str(tone_run), None, 2000, None, None, quiet)
+    assert (stats.looked_at, stats.unusable, len(stats.answer_words)) == (30, 0, 50)
+    assert stats.epochs == pytest.approx(8 * 2 * 6 / (np.mean(stats.seconds) + 50 / 30) / 30)
+    preview(str(tone_run), 12, str(tmp_path / "qwen"), 0, quiet)
+    quiet.file.flush()
+    shown = (tmp_path / "told.txt").read_text()
+    assert shown.count("tones:tone+place  tone") == 12
+    assert 0 < shown.count("tones:tone+place  place") < 12
 
 
 def test_stats_of_part_of_a_source_are_estimates(tone_run, quiet):

@@ -42,15 +42,21 @@ class CheckedEntry:
     notes: tuple[str, ...] = ()
     cuts_clips: bool = False  # long clips are cropped or cut into windows
     labels: str = ""  # the sizes of the closed sets, by template
+    questions: int = 1  # about each clip
+
+    def compute_cost(self, per_example: float) -> float:
+        """Return what an average row takes of the budget of a micro-batch, in seconds."""
+        return self.seconds + per_example * self.questions
 
 
 @dataclass(frozen=True)
 class AverageClip:
-    """The average example: seconds of audio, tokens of the question and of the answer with its end."""
+    """The average clip: seconds of audio, tokens of the question and of the answers with their end, and questions."""
 
     seconds: float
     question: int
     answer: int
+    questions: float = 1.0
 
 
 def check_entry(entry: RecipeEntry, longest: float = math.inf) -> CheckedEntry:
@@ -92,6 +98,7 @@ def check_entry(entry: RecipeEntry, longest: float = math.inf) -> CheckedEntry:
         tuple(dict.fromkeys(notes)),
         entry.long_clips is not None and entry.long_clips.how != "skip",
         ", ".join(str(len(labels)) if labels else "open" for labels in entry.label_sets),
+        len(entry.templates),
     )
 
 
@@ -258,4 +265,5 @@ def estimate_average_clip(recipe: Recipe, longest: float = math.inf) -> AverageC
     shares = recipe.compute_train_shares()
     seconds = sum(share * p.seconds for share, p in zip(shares, seen, strict=True))
     words = sum(share * p.answer_words for share, p in zip(shares, seen, strict=True))
-    return AverageClip(seconds, QUESTION, round(words * TOKENS_PER_WORD) + 1)
+    questions = sum(share * p.questions for share, p in zip(shares, seen, strict=True))
+    return AverageClip(seconds, QUESTION, round(words * TOKENS_PER_WORD) + 1, questions)

@@ -241,10 +241,11 @@ def check_budget(config: RunConfig, stage: Stage, pairings: Sequence[CheckedEntr
     for pairing in pairings:
         if pairing.cuts_clips or (longest is not None and pairing.seconds <= longest):
             continue
-        if pairing.seconds + stage.budget.per_example > stage.budget.audio_seconds:
+        cost = pairing.compute_cost(stage.budget.per_example)
+        if cost > stage.budget.audio_seconds:
             raise UserError(
                 f"stages.{stage.name}.budget.audio_seconds: {stage.budget.audio_seconds:g} is less than the "
-                f"average clip of {pairing.name} costs ({pairing.seconds + stage.budget.per_example:.1f})"
+                f"average clip of {pairing.name} costs ({cost:.1f})"
             )
 
 

@@ -292,7 +292,9 @@ def describe_step_cost(
     seconds = sum(share * length for share, length in zip(shares, lengths, strict=True))
     words = sum(share * p.answer_words for share, p in zip(shares, pairings, strict=True))
     micro_batches = config.train.micro_batches or 1
-    examples = micro_batches * stage.budget.audio_seconds / (seconds + stage.budget.per_example)
+    costs = [p.compute_cost(stage.budget.per_example) for p in pairings]
+    cost = sum(share * each for share, each in zip(shares, costs, strict=True))
+    examples = micro_batches * stage.budget.audio_seconds / cost
     hours = examples * seconds / 3600
     length = (
         f"{stage.steps} steps are {stage.steps * hours:.1f} h of audio"

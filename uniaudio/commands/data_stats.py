@@ -58,6 +58,12 @@ class EntryStats:
     answer_words: list[int] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
+    @property
+    def questions(self) -> float:
+        """Mean number of questions about a clip, of the rows read that can be used."""
+        usable = self.looked_at - self.unusable
+        return len(self.answer_words) / usable if usable else 1.0
+
 
 def measure_entry(entry: Entry, limit: int, longest: float = math.inf) -> EntryStats:
     """Read the first rows of a source: lengths from rows or headers, answers as they would be learned.
@@ -78,7 +84,7 @@ def measure_entry(entry: Entry, limit: int, longest: float = math.inf) -> EntryS
         try:
             if not isinstance(row, Row):
                 raise row
-            answers = [entry.render_question(row, template).answer for template in entry.templates]
+            answers = render_answers(entry, row)
             pieces = list_training_pieces(row, long_clips, longest)
         except RowError as problem:
             reasons[problem.reason] += 1
@@ -105,6 +111,23 @@ def measure_entry(entry: Entry, limit: int, longest: float = math.inf) -> EntryS
     elif stats.looked_at:
         stats.hours, stats.estimated = entry.dataset.split(entry.split).hours, True
     return stats
+
+
+def render_answers(entry: Entry, row: Row) -> list[str]:
+    """Return the answers to the questions about a row that can be asked, as in training.
+
+    Raises:
+        RowError: when none can be.
+    """
+    answers, problems = [], []
+    for template in entry.templates:
+        try:
+            answers.append(entry.render_question(row, template).answer)
+        except RowError as problem:
+            problems.append(problem)
+    if not answers:
+        raise problems[0]
+    return answers
 
 
 def note_long_clips(stats: EntryStats, long_clips: LongClips, num_cut: int, num_too_long: int) -> list[str]:
@@ -170,11 +193,9 @@ def write_stats(stats: list[EntryStats], out: Path) -> None:
 def estimate_examples_per_step(stats: list[EntryStats], config: RunConfig) -> float:
     """Return the rows that one optimizer step takes on average, from the budget and the mean lengths."""
     budget = config.stages[0].budget
-    return (
-        (config.train.micro_batches or 1)
-        * budget.audio_seconds
-        / (compute_mean_seconds(stats) + budget.per_example)
-    )
+    questions = sum(s.share * s.questions for s in stats)
+    cost = compute_mean_seconds(stats) + budget.per_example * questions
+    return (config.train.micro_batches or 1) * budget.audio_seconds / cost
 
 
 def compute_mean_seconds(stats: list[EntryStats]) -> float:

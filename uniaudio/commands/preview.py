@@ -80,7 +80,7 @@ def show_row(
             if not isinstance(row, Row):
                 raise row
             rng = random.Random(f"{draw[0]}-{draw[1]}")
-            examples = [(t, tokenize_question(row, entry, t, rng, format)) for t in entry.templates]
+            examples = tokenize_questions(row, entry, rng, format)
             piece, seconds = rng.choice(list_training_pieces(row, long_clips, longest, rng))
         except RowError as problem:
             key = row.key if isinstance(row, Row) else problem.key
@@ -113,17 +113,28 @@ def describe_clips(row: Row, piece: Row, seconds: list[float]) -> list[tuple[flo
     ]
 
 
-def tokenize_question(
-    row: Row, entry: Entry, template: Template, rng: random.Random, format: ChatFormat
-) -> tuple[list[list[int]], list[int]]:
-    """Return the ids of a question around its clips, and those of its answer.
+def tokenize_questions(
+    row: Row, entry: Entry, rng: random.Random, format: ChatFormat
+) -> list[tuple[Template, tuple[list[list[int]], list[int]]]]:
+    """Return the ids of each question about a row around its clips, and those of its answer.
+
+    A question that cannot be used is left out, as in training.
 
     Raises:
-        RowError: when the row cannot be used.
+        RowError: when none can be used.
     """
-    rendered = entry.render_question(row, template, rng)
-    format.check_question(rendered.prompt, rendered.answer)
-    return format.encode_prompt(rendered.prompt), format.answer(rendered.answer)
+    questions, problems = [], []
+    for template in entry.templates:
+        try:
+            rendered = entry.render_question(row, template, rng)
+            format.check_question(rendered.prompt, rendered.answer)
+            ids = format.encode_prompt(rendered.prompt), format.answer(rendered.answer)
+            questions.append((template, ids))
+        except RowError as problem:
+            problems.append(problem)
+    if not questions:
+        raise problems[0]
+    return questions
 
 
 def open_recipe_and_format(

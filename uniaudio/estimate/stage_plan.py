@@ -155,7 +155,7 @@ def plan_stage(
     trace, changes, sizes = trace_step(blueprint, config, index, clip, dtype)
     if not sizes[0]:
         raise UserError(explain_nothing_trained(stage))
-    clips = stage.budget.audio_seconds / (clip.seconds + stage.budget.per_example)
+    clips = stage.budget.audio_seconds / (clip.seconds + stage.budget.per_example * clip.questions)
     hours = None
     if recipe is not None:
         stated = {entry.dataset.name: entry.dataset.hours for entry in recipe.train}

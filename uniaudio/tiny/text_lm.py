@@ -24,7 +24,7 @@ from uniaudio.errors import UserError
 from uniaudio.outputs import apply_umask, check_output_folder
 from uniaudio.tiny.curriculum import Curriculum
 from uniaudio.tiny.pretrain import Progress, fit, measure_reading_accuracy, use_one_thread
-from uniaudio.tiny.recipe_texts import RecipeText, collect_recipe_texts, list_text_pieces
+from uniaudio.tiny.recipe_texts import RecipeText, collect_recipe_texts
 
 TRAINING_VERSION = 3  # part of the cache key: raise it when the training below changes
 
@@ -146,7 +146,10 @@ def train_text_lm(
             "a miniature decoder needs texts, but no row of the recipe's train entries could be read"
         )
     extra = read_extra_texts(settings)
-    tokenizer = train_tokenizer([*list_text_pieces(texts), *extra], settings.vocabulary)
+    tokenizer = train_tokenizer(
+        [*(piece for text in texts for piece in text.pieces), *(text.answer for text in texts), *extra],
+        settings.vocabulary,
+    )
     format = ChatFormat(tokenizer)
     book = Curriculum(texts, extra, format, seed=settings.seed)
     with torch.random.fork_rng(devices=[]), use_one_thread():
