@@ -46,6 +46,21 @@ def test_every_process_of_a_launch_sees_the_run_that_the_main_one_has_written(re
     assert order == ["trained", "waited for all"]
 
 
+def test_a_check_may_be_allowed_to_run_code_as_a_training_may(reader, monkeypatch):
+    given = []
+    monkeypatch.setattr(
+        importlib.import_module("uniaudio.api.runs"), "check_run", lambda config: given.append(config.trust)
+    )
+    uniaudio.check("configs/birds.yaml")
+    uniaudio.check("configs/birds.yaml", allow_code=True)
+    uniaudio.check("configs/birds.yaml", trust_remote_code=True)
+    assert [(trust.remote_code, trust.code) for trust in given] == [
+        (False, False),
+        (False, True),
+        (True, False),
+    ]
+
+
 def test_a_run_knows_its_metrics_and_checkpoints(reader):
     run = uniaudio.Run("runs/birds")
     assert repr(run) == "Run('runs/birds', step 6, finished)"

@@ -304,11 +304,17 @@ def train(
     return Run(opened.output_dir, trust_remote_code=opened.trust.remote_code, allow_code=opened.trust.code)
 
 
-def check(config: ConfigInput, overrides: Overrides = ()) -> None:
+def check(
+    config: ConfigInput,
+    overrides: Overrides = (),
+    *,
+    trust_remote_code: bool = False,
+    allow_code: bool = False,
+) -> None:
     """Find mistakes in a run config and its data without a model, and print what ``uniaudio check`` prints.
 
     Args:
-        config, overrides: as for ``train``.
+        config, overrides, trust_remote_code, allow_code: as for ``train``; without, what needs code is not looked at.
 
     Raises:
         UserError: for the first mistake.
@@ -319,4 +325,4 @@ def check(config: ConfigInput, overrides: Overrides = ()) -> None:
         Traceback (most recent call last):
         uniaudio.errors.UserError: configs/birds.yaml: train.max_stesp: unknown key (did you mean 'max_steps'?)
     """
-    check_run(open_run(config, overrides))
+    check_run(open_run(config, overrides, Trust(trust_remote_code, allow_code)))
