@@ -208,12 +208,6 @@ def test_a_packed_recipe_asks_the_questions_of_the_recipes_that_it_replays(tone_
     packed = load_recipe(str(tmp_path / "packed" / "after.yaml"))
     questions = {entry.dataset.name: entry.templates[0].prompts[0].source[1:] for entry in packed.train}
     assert questions == {"others": "A new question?", "tones": "An old question?"}
-    (new / "after.yaml").write_text(dump_yaml({**content, "train": lines}))
-    with pytest.raises(
-        UserError, match=r"draws from two datasets called tones \(.*new/tones\.yaml and .*old"
-    ):
-        pack_recipe(str(new / "after.yaml"), tmp_path / "again", 1, quiet)
-    assert not (tmp_path / "again").exists()
 
 
 def test_a_figure_has_the_name_that_was_given(tone_run, tmp_path, quiet):

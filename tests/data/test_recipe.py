@@ -38,6 +38,38 @@ def test_a_replayed_pairing_counts_once(tone_run):
     assert recipe.compute_train_shares() == pytest.approx([1.0])
 
 
+def write_older_project(tone_run, keep="split == 'train'"):
+    """A recipe in a folder with its own card and template of the same names; return a replay of it."""
+    folder = tone_run.parent / "older"
+    folder.mkdir()
+    template, text = ((tone_run.parent / name).read_text() for name in ("tone.yaml", "tones.yaml"))
+    text = text.replace("jsonl: tones", f"jsonl: {tone_run.parent / 'tones'}")
+    (folder / "tone.yaml").write_text(template)
+    (folder / "tones.yaml").write_text(text.replace("keep: split == 'train'", f"keep: {keep}"))
+    (folder / "before.yaml").write_text(dump_yaml({"recipe": "before", "train": [LINE]}))
+    return [{"recipe": str(folder / "before.yaml"), "share": 0.25}]
+
+
+def test_a_copy_of_a_pairing_counts_once_and_another_question_of_its_name_apart(tone_run):
+    replay = write_older_project(tone_run)
+    assert load_recipe(write(tone_run, train=[LINE], replay=replay)).compute_train_shares() == [1]
+    older = tone_run.parent / "older" / "tone.yaml"
+    older.write_text(older.read_text().replace("Which tone is it?", "High or low?"))
+    new, old = load_recipe(write(tone_run, train=[LINE], replay=replay)).train
+    assert [(e.templates[0].prompts[0].source[1:], e.share) for e in (new, old)] == [
+        ("Which tone is it?", 0.75),
+        ("High or low?", 0.25),
+    ]
+
+
+def test_different_datasets_of_one_name_are_refused(tone_run):
+    replay = write_older_project(tone_run, keep="split != 'test'")
+    with pytest.raises(
+        UserError, match=r"mine\.yaml: draws from two datasets called tones \(.*older/tones\.yaml"
+    ):
+        load_recipe(write(tone_run, train=[LINE], replay=replay))
+
+
 def test_a_replayed_pairing_keeps_its_augmentation(tone_run):
     gain, speed = [{"gain": {"db": [3, 6]}}], [{"speed": {"factor": [0.9, 1.1]}}]
     write(tone_run, "old", train=[{**LINE, "augment": gain}])

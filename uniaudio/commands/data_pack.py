@@ -76,7 +76,7 @@ def pack_recipe(
         rows: keep so many of every split that is trained on, drawn evenly: a reservoir to replay later.
 
     Raises:
-        UserError: when ``out`` holds anything, two datasets have one name, or nothing of a split could be used.
+        UserError: when ``out`` holds anything, or nothing of a split could be used.
     """
     console = console or make_console()
     recipe = open_recipe(name).recipe
@@ -85,11 +85,6 @@ def pack_recipe(
     wanted: dict[str, tuple[DatasetCard, list[str]]] = {}
     for entry in (*recipe.train, *recipe.evaluate):
         card, splits = wanted.setdefault(entry.dataset.name, (entry.dataset, []))
-        if card.path.resolve() != entry.dataset.path.resolve():  # of a replayed recipe
-            raise UserError(
-                f"recipe {recipe.name} draws from two datasets called {card.name} ({card.path} and "
-                f"{entry.dataset.path}); rename one of them to pack both"
-            )
         if entry.split not in splits:
             splits.append(entry.split)
     (out / "datasets").mkdir(parents=True)

@@ -80,6 +80,34 @@ def is_same_pairing(one: Entry, other: Entry) -> bool:
 
     def list_parts(entry: Entry) -> tuple[Any, ...]:
         steps = entry.augmenter.steps if entry.augmenter is not None else ()
-        return entry.name, entry.constants, entry.label_sets, entry.long_clips, steps
+        texts = [template.list_texts() for template in entry.templates]
+        return entry.name, texts, entry.constants, entry.label_sets, entry.long_clips, steps
 
     return list_parts(one) == list_parts(other)
+
+
+def refuse_namesakes(entries: Sequence[Entry], path: Path) -> None:
+    """Refuse different datasets with one name, such as that of a replayed recipe: the name stands for their rows.
+
+    Args:
+        path: of the recipe.
+
+    Raises:
+        UserError: naming both cards.
+    """
+
+    def list_rows(card: DatasetCard) -> tuple[Any, ...]:
+        splits = {
+            name: (split.name, split.keep.source if split.keep is not None else None, split.files)
+            for name, split in card.splits.items()
+        }
+        return card.load, splits
+
+    cards: dict[str, DatasetCard] = {}
+    for entry in entries:
+        card = entry.dataset
+        first = cards.setdefault(card.name, card)
+        if list_rows(first) != list_rows(card):
+            raise UserError(
+                f"{path}: draws from two datasets called {card.name} ({first.path} and {card.path}); rename one of them"
+            )

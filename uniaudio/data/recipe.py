@@ -15,7 +15,7 @@ from uniaudio.data.card import DatasetCard, load_card
 from uniaudio.data.eval_conditions import CONDITIONS
 from uniaudio.data.labels import close_answers
 from uniaudio.data.long_clips import LongClips
-from uniaudio.data.mixing_weights import compute_line_shares, join_pairings
+from uniaudio.data.mixing_weights import compute_line_shares, join_pairings, refuse_namesakes
 from uniaudio.data.recipe_entries import Entry, EvalEntry, take_class_names
 from uniaudio.data.recipe_file import EntryFile, EvaluateFile, RecipeFile
 from uniaudio.data.sources.base import Source
@@ -99,6 +99,7 @@ def resolve(path: Path, seen: tuple[Path, ...]) -> Recipe:
     for replay in data.replay:
         old = resolve(find_file("recipe", replay.recipe, path.parent), (*seen, path.resolve()))
         entries += [replace(entry, share=entry.share * replay.share) for entry in old.train]
+    refuse_namesakes(entries, path)
     evaluate = [
         resolve_evaluation(line, f"{path}: evaluate[{i}]", path.parent)
         for i, line in enumerate(data.evaluate)

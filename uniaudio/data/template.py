@@ -71,6 +71,11 @@ class Template:
         names = self.target.names if self.target is not None else frozenset[str]()
         return next(iter(names)) if len(names) == 1 and names <= set(self.inputs) else None
 
+    def list_texts(self) -> tuple[str | None, ...]:
+        """Return what makes the questions and answers, as the file has it."""
+        target = self.target.source if self.target is not None else self.target_one_of
+        return *(prompt.source for prompt in self.prompts), target
+
     @property
     def lists_labels(self) -> bool:
         """Whether a wording names the closed set, so that there must be one; an input `labels` is a column instead."""
