@@ -144,14 +144,6 @@ def test_a_text_in_the_place_of_a_name_is_no_file(name, tmp_path):
         find_file("template", name, tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("overrides", "message"),
-    [
-        ({"decoder.dtype": torch.bfloat16}, "config: decoder.dtype: give text, .* not torch.bfloat16"),
-        ({"train": {"tags": {"a"}}}, "config: train.tags: give text, numbers, lists or mappings, not {'a'}"),
-        ({"stages.0.train": [object]}, "config: stages.0.train.0: give text"),
-    ],
-)
 def test_a_tilde_is_the_home_folder_wherever_a_path_is_named(tone_run, monkeypatch):
     """Shells expand it, but neither files nor Python do."""
     home = tone_run.parent
@@ -185,6 +177,14 @@ def test_an_output_folder_may_be_named_by_a_variable_which_the_saved_config_keep
         load_run(tone_run, ["output_dir=${env:SCRATCH}/tones"])
 
 
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"decoder.dtype": torch.bfloat16}, "config: decoder.dtype: give text, .* not torch.bfloat16"),
+        ({"train": {"tags": {"a"}}}, "config: train.tags: give text, numbers, lists or mappings, not {'a'}"),
+        ({"stages.0.train": [object]}, "config: stages.0.train.0: give text"),
+    ],
+)
 def test_a_value_from_python_that_no_file_could_hold_is_named(tone_run, overrides, message):
     with pytest.raises(UserError, match=message):
         load_run(tone_run, overrides)
