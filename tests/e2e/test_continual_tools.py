@@ -241,9 +241,9 @@ def test_a_soup_lies_between_the_run_and_its_start(finished, tone_run, tmp_path)
 STAGE = {"recipe": "tone_recipe", "steps": 3, "budget": {"audio_seconds": 6}}
 
 
-def train_two_stages(tone_run, folder, first, **settings):
+def train_two_stages(tone_run, folder, first, merge=False, **settings):
     """Train a run whose first stage trains some of the parts; return the ends of both stages."""
-    stages = [{**STAGE, "name": "a", "train": first}, {**STAGE, "name": "b"}]
+    stages = [{**STAGE, "name": "a", "train": first}, {**STAGE, "name": "b", "merge_lora": merge}]
     changes = {"stages": stages, "output_dir": str(folder), "data.log_ids": False, **settings}
     assert run_training(load_run(tone_run, changes), None) == 0
     return list_stage_ends(folder)
@@ -267,7 +267,7 @@ def assert_between(mixed, start, end, alpha):
     [
         ({"^encoder": "frozen"}, {}),  # whose checkpoint holds no tensor of the encoder
         ({"^encoder": "frozen"}, {"encoders.whisper.train": "lora"}),
-        ({}, {"encoders.whisper.train": "lora", "encoders.whisper.lr": 0.05}),
+        ({}, {"encoders.whisper.train": "lora", "encoders.whisper.lr": 0.05, "merge": True}),
         ({"^encoder": "full"}, {"encoders.whisper.train": "lora", "encoders.whisper.lr": 0.05}),
     ],
 )
@@ -282,6 +282,16 @@ def test_a_soup_lies_between_a_run_and_the_end_of_its_first_stage(tone_run, tmp_
     torch.testing.assert_close(
         mixed.down.weight, torch.lerp(start.down.weight, end.down.weight, 0.4), atol=1e-6, rtol=1e-5
     )
+
+
+def test_two_updates_of_low_rank_have_no_mean_of_that_rank(tone_run, tmp_path):
+    settings = {"encoders.whisper.train": "lora", "encoders.whisper.lr": 0.05}
+    ends = train_two_stages(tone_run, tmp_path / "two", {}, **settings)
+    with pytest.raises(
+        UserError, match=r"step-000003: encoder\.\S+ differs from that of .*step-000006, which does"
+    ):
+        make_soup([str(tmp_path / "two")], tmp_path / "mixed", str(ends[0]), alphas=(0.5,))
+    assert not (tmp_path / "mixed").exists()
 
 
 def test_updates_of_a_decoder_are_not_interpolated_factor_by_factor(tone_run, tmp_path):

@@ -195,10 +195,10 @@ def load_start_tensors(config: RunConfig, end: Checkpoint, start: str | None, tr
     Fusion, adapter and decoder have no pretrained start, so without another model they stay as trained.
 
     Raises:
-        UserError: when the other model has other tensors, or other low-rank updates of the decoder.
+        UserError: when the other model has other tensors, or low-rank updates that cannot be averaged with these.
     """
     if start is not None:
-        return load_other_start(end, start, trust)
+        return load_other_start(config, end, start, trust)
     holder, structure = bring_encoder_to_stage(
         build_encoder(config, read_prompt_width(config, end)), config, end.state["stage"]
     )
@@ -209,7 +209,7 @@ def load_start_tensors(config: RunConfig, end: Checkpoint, start: str | None, tr
     }
 
 
-def load_other_start(end: Checkpoint, start: str, trust: Trust) -> Tensors:
+def load_other_start(config: RunConfig, end: Checkpoint, start: str, trust: Trust) -> Tensors:
     """Return the tensors of another model under the names of this one's.
 
     Of the encoder these are all tensors, whether the other model trained them or not. Its low-rank updates are merged,
@@ -223,6 +223,14 @@ def load_other_start(end: Checkpoint, start: str, trust: Trust) -> Tensors:
     encoder = load_encoder(start, torch.device("cpu"), trust)
     merge_lora(encoder)
     tensors |= {f"{PART}{name}": parameter.detach() for name, parameter in encoder.named_parameters()}
+    for name, parameter in build_encoder_with(config, end, end.model).named_parameters():
+        plain = strip_lora_name(f"{PART}{name}")
+        is_stored = f"{PART}{name}" in end.model or LORA in name
+        if not is_stored and plain in tensors and not torch.equal(tensors[plain], parameter):
+            raise UserError(
+                f"--start {start}: {plain} differs from that of {end.path}, which does not store it, so that no mean "
+                "of both can be stored; merge low-rank updates first (stages[].merge_lora), or leave --start out"
+            )
     result: Tensors = {}
     for name, value in end.model.items():
         of_encoder, plain = name.startswith(PART), strip_lora_name(name)
