@@ -189,7 +189,7 @@ def test_a_packed_sample_states_its_hours(tone_run, tmp_path, quiet):
     assert show_hours(str(tmp_path / "packed" / "tone_recipe.yaml"), None, quiet) < 0.01
 
 
-def test_a_packed_recipe_asks_the_questions_of_the_recipes_that_it_replays(tone_run, tmp_path, quiet):
+def test_a_packed_recipe_has_the_questions_of_the_recipes_that_it_replays(tone_run, tmp_path, quiet):
     """Each recipe has a template of this name beside it."""
     old, new = tmp_path / "old", tmp_path / "new"
     for folder, question in ((old, "<audio>An old question?"), (new, "<audio>A new question?")):
