@@ -7,6 +7,7 @@ import pytest
 
 from uniaudio.build.model import load_model
 from uniaudio.commands.demo import run_demo
+from uniaudio.demo.project_files import MADE_HERE
 from uniaudio.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerate")
@@ -20,6 +21,7 @@ def test_the_demo_in_a_few_steps(tmp_path, monkeypatch):
     assert page.count("<svg") >= 3
     assert "http://" not in page.replace("http://www.w3.org", "")
     assert "https://" not in page
+    assert {path.name for path in out.iterdir()} <= set(MADE_HERE)  # all of it is replaced by the next demo
     answers = json.loads((out / "answers.json").read_text())
     assert {"demo_sounds:environmental_sound", "demo_instruments:instrument"} <= set(answers)
     probes = json.loads((out / "probes.json").read_text())

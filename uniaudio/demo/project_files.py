@@ -10,6 +10,7 @@ from typing import Any
 from uniaudio.config.strict_yaml import dump_yaml
 from uniaudio.errors import UserError
 from uniaudio.tiny.checkpoints import save_miniature_whisper
+from uniaudio.train.lock_file import LOCK
 from uniaudio.train.run_lock import refuse_held_folder
 
 # Set of the corpus -> (shipped template that asks it, weight in the recipe).
@@ -21,26 +22,35 @@ TASKS = {
 }
 
 CONFIG = "demo.yaml"
-MADE_HERE = ("corpus", "recipe", "whisper", "checkpoints", "tensorboard")
+MADE_HERE = (
+    CONFIG,
+    *("corpus", "recipe", "whisper", "decoder", "checkpoints", "tensorboard", LOCK, "config.yaml"),
+    *("metrics.jsonl", "skipped.jsonl", "trackers.json", "probes.json", "answers.json", "report.html"),
+)
 
 
 def prepare_folder(out: Path) -> None:
-    """Make an empty run folder; what an earlier demo left in it is removed.
+    """Make a run folder that holds nothing but an empty config; what an earlier demo left in it is removed.
 
     Raises:
-        UserError: when the folder holds files, but no demo, or another demo trains in it.
+        UserError: when the folder holds anything that no demo makes, or no demo, or another demo trains in it.
     """
     refuse_held_folder(out)
-    if not out.exists() or not any(out.iterdir()):
-        out.mkdir(parents=True, exist_ok=True)
-        return
-    if not (out / CONFIG).is_file():
+    out.mkdir(parents=True, exist_ok=True)
+    left = [path for path in sorted(out.iterdir()) if not path.name.startswith(".")]
+    if left and not (out / CONFIG).is_file():
         raise UserError(f"{out} is not empty and contains no demo; choose another folder with --out")
-    for name in MADE_HERE:
-        shutil.rmtree(out / name, ignore_errors=True)
-    for file in out.glob("*.*"):
-        if file.is_file():
-            file.unlink()
+    if others := [path for path in left if path.name not in MADE_HERE]:
+        raise UserError(
+            f"{out} contains {others[0].name}, which is not part of a demo; move it, or choose another folder with "
+            "--out"
+        )
+    for path in left:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+    (out / CONFIG).touch()  # a demo that is interrupted before it has a config is one, too
 
 
 def write_files(out: Path, corpus: Mapping[str, Path], quick: bool) -> Path:
