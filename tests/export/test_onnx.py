@@ -142,6 +142,22 @@ def test_a_file_that_differs_from_the_encoder_is_refused(exported):
         bias[0] -= 0.1
 
 
+def test_a_file_whose_frames_are_no_numbers_is_refused(exported, monkeypatch):
+    class Broken:
+        def __init__(self, path, providers):
+            self.session = exported(normed_wave).session
+
+        def run(self, names, inputs):
+            (frames,) = self.session.run(names, inputs)
+            frames[-1, 0, 0] = np.nan  # of the last clip of a batch alone
+            return (frames,)
+
+    file = exported(normed_wave)
+    monkeypatch.setattr("uniaudio.export.onnx_file.onnxruntime.InferenceSession", Broken)
+    with pytest.raises(RuntimeError, match="differs from torch by nan"):
+        compare_outputs(file.encoder, file.stock, file.folder / "encoder.onnx")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["wavlm", "w2v_bert"])
 def test_the_other_families_agree_with_their_files(tmp_path, kind):
@@ -172,6 +188,14 @@ def test_families_whose_frames_are_not_the_modules_output_are_refused_without_th
         UserError, match=r"encoders of the model type \S+ cannot be exported, because .*; use --to hf"
     ):
         find_stock_module(sketch_model(parse_model_spec(str(tmp_path))))
+
+
+def test_frames_that_the_stock_module_does_not_average_are_refused():
+    with pytest.raises(
+        UserError, match=r"averages frames \(pool: 2\), which WhisperEncoder .* does not; use --to hf"
+    ):
+        find_stock_module(WhisperAudioEncoder(tiny_whisper(), pool=2))
+    assert find_stock_module(WhisperAudioEncoder(flamingo(), pool=2)).masked
 
 
 @pytest.mark.parametrize("settings", [{"kind": "concat", "start": "random"}, {"kind": "mowe"}])

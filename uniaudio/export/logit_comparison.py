@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,7 +71,7 @@ def compare_stock_model(
         ours: logits of the prompts, see ``compute_prompt_logits``. exact: whether a difference is a fault.
 
     Raises:
-        RuntimeError: when the model ought to be equal and is not, which is a fault of the export.
+        RuntimeError: when the model ought to be equal and is not, or gives NaN, which is a fault of the export.
     """
     assert target.model is not None
     stock = target.model.from_pretrained(folder, dtype=torch.float32).eval()
@@ -110,7 +111,7 @@ def compare_logits(
         folder: of the processor. exact: whether a difference is a fault. tokens: of a prompt, whose logits count.
 
     Raises:
-        RuntimeError: when the model ought to be equal and is not, which is a fault of the export.
+        RuntimeError: when the model ought to be equal and is not, or gives NaN, which is a fault of the export.
     """
     processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
     differences, same = [], 0
@@ -125,9 +126,10 @@ def compare_logits(
         written, wanted = theirs[tokens, : logits.shape[1]], logits[tokens]
         differences.append(float((written - wanted).abs().max() / wanted.abs().max()))
         same += int(written[-1].argmax() == wanted[-1].argmax())
-    if exact and max(differences) > CLOSE:
+    difference = float(np.max(differences))  # max() of Python would pass over values that are no numbers
+    if not difference <= (CLOSE if exact else math.inf):
         raise RuntimeError(f"{folder}: the logits of the exported model differ from those of the run")
-    return LogitComparison(max(differences), same, len(clips))
+    return LogitComparison(difference, same, len(clips))
 
 
 def write_prompt(processor: Any) -> str:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import Wav2Vec2FeatureExtractor, WhisperFeatureExtractor
 from transformers.models.audioflamingo3.modeling_audioflamingo3 import AudioFlamingo3Encoder
+from transformers.models.qwen2_audio.modeling_qwen2_audio import Qwen2AudioEncoder
 
 from uniaudio.errors import UserError, convert_to_user_error
 from uniaudio.export.hf import make_noise
@@ -39,6 +40,7 @@ OPSET = 20
 TOLERANCE = 1e-4  # largest difference from torch, relative to the largest value of the batch
 EXAMPLE = (24_000, 17_000)  # samples of the clips that the exporter traces
 BATCHES = ((16_000,), (48_000, 7_777, 12_345))  # samples of the clips that are compared
+POOLING = (Qwen2AudioEncoder, AudioFlamingo3Encoder)  # towers that average pairs of frames themselves
 FUSED = (
     "--to onnx: a fused encoder cannot be exported, because no single module of transformers computes its frames; "
     "use --to hf"
@@ -84,9 +86,14 @@ def find_stock_module(encoder: AudioEncoder) -> StockModule:
     """Return the module of transformers that an ONNX file can hold, on the weights of the encoder.
 
     Raises:
-        UserError: when there is none: the encoder is fused, or makes its frames from what such a module gives.
+        UserError: when there is none: the encoder is fused, or makes its frames otherwise than such a module.
     """
     if type(encoder) is WhisperAudioEncoder:
+        if encoder.pool > 1 and not isinstance(encoder.whisper, POOLING):
+            raise UserError(
+                f"--to onnx: the encoder averages frames (pool: {encoder.pool}), which "
+                f"{type(encoder.whisper).__name__} of transformers does not; use --to hf"
+            )
         extractor = WhisperFeatureExtractor(feature_size=encoder.whisper.config.num_mel_bins)
         masked = isinstance(encoder.whisper, AudioFlamingo3Encoder)
         return StockModule(encoder.whisper, extractor, whole=True, masked=masked)
@@ -203,7 +210,8 @@ def compare_outputs(encoder: AudioEncoder, stock: StockModule, path: Path) -> fl
             raise RuntimeError(f"{path}: {frames.shape[1]} frames, torch gives {int(expected.lengths.max())}")
         largest = float(expected.values.abs().max())
         for row, clip in zip(frames, expected.rows(), strict=True):
-            worst = max(worst, float(np.abs(row[: len(clip)] - clip.numpy()).max()) / largest)
+            # max() of Python would pass over values that are no numbers
+            worst = float(np.maximum(worst, np.abs(row[: len(clip)] - clip.numpy()).max() / largest))
     if not worst <= TOLERANCE:
         raise RuntimeError(
             f"{path}: onnxruntime differs from torch by {worst:.1e} of the largest value, allowed {TOLERANCE:g}"
