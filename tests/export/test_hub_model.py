@@ -239,6 +239,8 @@ def test_graphs_that_cannot_be_made_are_one_sentence(whisper):
         CLIP.numpy(),
         CLIP.double().numpy()[None],
         CLIP.tolist(),
+        list(CLIP.numpy()),
+        list(CLIP),
         [CLIP.tolist()],
         [CLIP],
         [CLIP[None]],
@@ -489,6 +491,15 @@ def test_several_labels_of_a_clip_and_a_copy_of_the_head(whisper):
     assert torch.equal(output.loss, wanted)
     other = pickle.loads(pickle.dumps(model))
     assert torch.equal(other(CLIP).logits, output.logits)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_values_are_regressed_where_the_configuration_says_so(whisper, count):
+    settings = {"num_labels": count, "problem_type": "regression", **TRUST}
+    model = AutoModelForAudioClassification.from_pretrained(whisper, **settings).eval()
+    labels = torch.tensor([3, -2][:count])
+    output = model(CLIP, labels=labels)
+    assert output.loss.item() == pytest.approx(float((output.logits[0] - labels).square().mean()), rel=1e-5)
 
 
 def test_folders_of_one_name_are_loaded_side_by_side(tmp_path):

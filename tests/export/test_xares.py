@@ -1,6 +1,8 @@
 """Both benchmark suites' contracts, as their public descriptions and checkers state them, on exported encoders."""
 
 import importlib.util
+import sys
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
@@ -76,6 +78,40 @@ def test_the_encoder_stays_frozen_when_a_trainer_says_otherwise(tmp_path):
     encoder.train()
     assert not any(module.training for module in encoder.modules())
     assert not any(parameter.requires_grad for parameter in encoder.parameters())
+
+
+def test_mteb_mixes_channels_and_moves_clips_to_the_model(tmp_path, monkeypatch):
+    """mteb itself is not installed; what is taken from it is stood in for."""
+    modules = {"mteb": ModuleType("mteb"), "mteb.models": ModuleType("mteb.models")}
+    modules["mteb.models"].ModelMeta = SimpleNamespace(create_empty=lambda facts: facts)
+    for name, kind in (("abs_encoder", "AbsEncoder"), ("modality_collators", "AudioCollator")):
+        modules[f"mteb.models.{name}"] = ModuleType(f"mteb.models.{name}")
+        setattr(modules[f"mteb.models.{name}"], kind, type(kind, (), {"__init__": lambda self, **_: None}))
+    for name, module in modules.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    encoder = suite_class("mteb", tmp_path)()
+    stereo = torch.stack([torch.full((900,), 0.5), torch.full((900,), -0.25)])
+
+    class Batches(list):
+        """A loader; the encoder sets how it makes batches."""
+
+    batches = Batches([{"audio": [{"array": stereo.numpy()}, {"array": stereo[0]}, {"array": stereo[:1]}]}])
+    mixed, *alone = torch.from_numpy(encoder.encode(batches))
+    model = encoder.model
+    with torch.no_grad():
+        torch.testing.assert_close(mixed, model(torch.full((900,), 0.125)).pooler_output[0])
+        for row in alone:
+            torch.testing.assert_close(row, model(stereo[0]).pooler_output[0])
+    places = []
+
+    def encode(clips):
+        places.extend(clip.device.type for clip in clips)
+        return SimpleNamespace(pooler_output=torch.zeros(len(clips), 64))
+
+    encode.config = model.config
+    encoder.model, encoder.device = encode, "meta"
+    encoder.encode(batches)
+    assert places == ["meta"] * 3
 
 
 def test_classes_of_other_weights_have_other_names(tmp_path):

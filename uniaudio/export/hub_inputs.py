@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -57,8 +58,9 @@ def pack_waveforms(
 
 
 def is_clip_of_numbers(values: Sequence[Any]) -> bool:
-    """Return whether a list is one clip, written as numbers."""
-    return len(values) > 0 and all(isinstance(value, int | float) for value in values[:1])
+    """Return whether a list is one clip, written as numbers: of Python, of numpy, or tensors of one number each."""
+    first = values[0] if len(values) else None
+    return isinstance(first, Real) or (isinstance(first, Tensor) and first.dim() == 0)
 
 
 def to_tensor(values: Any, device: torch.device | str, name: str = "input_values") -> Tensor:

@@ -230,17 +230,22 @@ class UniaudioForAudioClassification(UniaudioModel):
 
         Args:
             input_values, attention_mask, lengths, output_hidden_states, return_dict: as of ``UniaudioModel``.
-            labels: ``[B]`` classes, or ``[B, num_labels]`` floats of 0 and 1 where a clip has several.
+            labels: ``[B]`` classes, or ``[B, num_labels]`` floats of 0 and 1 where a clip has several, or values where
+                ``config.problem_type`` is regression.
         """
         output = super().forward(input_values, attention_mask, lengths, output_hidden_states, True, **others)
         assert isinstance(output, UniaudioOutput)
         assert output.pooler_output is not None
         logits = self.classifier(output.pooler_output.to(self.classifier.weight.dtype)).float()
-        loss = None
-        if labels is not None and labels.is_floating_point():
-            loss = F.binary_cross_entropy_with_logits(logits, labels)
-        elif labels is not None:
-            loss = F.cross_entropy(logits, labels)
+        loss = None if labels is None else self.compute_loss(logits, labels)
         result = SequenceClassifierOutput(loss=loss, logits=logits, hidden_states=output.hidden_states)
         as_dict = self.config.return_dict if return_dict is None else return_dict
         return result if as_dict else result.to_tuple()
+
+    def compute_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Return the mean loss of logits ``[B, num_labels]`` over clips, see ``forward``."""
+        if self.config.problem_type == "regression":
+            return F.mse_loss(logits, labels.to(logits.dtype).view_as(logits))
+        if labels.is_floating_point():
+            return F.binary_cross_entropy_with_logits(logits, labels)
+        return F.cross_entropy(logits, labels)

@@ -51,7 +51,9 @@ class UniaudioEncoder(AbsEncoder):
         for batch in inputs:
             if "audio" not in batch:
                 raise ValueError(f"the encoder embeds only audio, but the task gives {', '.join(batch)}")
-            clips = [torch.as_tensor(clip["array"]).float().flatten() for clip in batch["audio"]]
+            waveforms = [torch.as_tensor(clip["array"]).float() for clip in batch["audio"]]
+            # [S], or [channels, S]
+            clips = [torch.atleast_2d(waveform).mean(0).to(self.device) for waveform in waveforms]
             pooled.append(self.model(clips).pooler_output.cpu())
         return torch.cat(pooled).numpy()
 
