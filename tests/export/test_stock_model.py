@@ -24,7 +24,6 @@ from uniaudio.commands.export_model import MODEL_TARGETS
 from uniaudio.data.collate import collate_prompts
 from uniaudio.data.prompt_tokens import ChatFormat
 from uniaudio.errors import UserError
-from uniaudio.export.chat_template import make_chat_template
 from uniaudio.export.hf import make_noise
 from uniaudio.export.logit_comparison import compare_stock_model, compute_prompt_logits, make_trial_clips
 from uniaudio.export.stock_formats import STOCK_FORMATS
@@ -288,35 +287,6 @@ def test_new_rows_of_a_head_are_never_the_likeliest_token():
     logits = torch.randn(200, 8) @ enlarge_table(table, 53).T
     assert int(logits.argmax(1).max()) < 50
     assert torch.equal(enlarge_table(table, 50), table)
-
-
-def test_the_template_keeps_the_turns_of_the_decoder_and_writes_what_was_trained(chat_tokenizer):
-    format = ChatFormat(chat_tokenizer)
-    template = make_chat_template(chat_tokenizer, format.markup, "<sound>")
-    turns = [
-        {"role": "system", "content": "Be brief."},
-        {"role": "user", "content": [{"type": "text", "text": "What "}, {"type": "audio"}]},
-        {"role": "assistant", "content": "A dog."},
-        {"role": "user", "content": "Sure?"},
-    ]
-    text = chat_tokenizer.apply_chat_template(
-        turns, chat_template=template, tokenize=False, add_generation_prompt=True
-    )
-    assert text == (
-        "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nWhat <sound><|im_end|>\n"
-        "<|im_start|>assistant\nA dog.<|im_end|>\n<|im_start|>user\nSure?<|im_end|>\n<|im_start|>assistant\n"
-    )
-
-
-def test_a_template_that_writes_another_prompt_today_gives_way_to_the_trained_one(chat_tokenizer):
-    format = ChatFormat(chat_tokenizer)
-    trained = type(format.markup)("It's 1 May\\.\n<|im_start|>", "<|im_end|>\n", format.end_of_turn)
-    template = make_chat_template(chat_tokenizer, trained, "<sound>")
-    turns = [{"role": "user", "content": [{"type": "audio"}, {"type": "text", "text": "low?"}]}]
-    text = chat_tokenizer.apply_chat_template(
-        turns, chat_template=template, tokenize=False, add_generation_prompt=True
-    )
-    assert text == "It's 1 May\\.\n<|im_start|><sound>low?<|im_end|>\n"
 
 
 def test_adapters_of_formats_refuse_frames_of_another_rate():

@@ -5,13 +5,18 @@ And the tokenizer that carries it, in a form that transformers 4 and 5 read.
 
 from __future__ import annotations
 
+import copy
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase
+from tokenizers import AddedToken
+from transformers import GenerationConfig, PreTrainedTokenizerBase
 
-from uniaudio.data.chat_markup import ChatMarkup
+from uniaudio.data.chat_markup import ChatMarkup, read_history_markup
+from uniaudio.data.prompt_tokens import ChatFormat
+from uniaudio.errors import UserError
 
 OF_LOADING = ("is_local", "local_files_only")  # where a tokenizer was loaded from is kept among its settings
 QUESTION = "\ue001"  # a private-use character that stands for a question
@@ -42,10 +47,12 @@ NO_THOUGHTS = """\
 # the first question has the whole beginning before it, later ones only what stands between two turns
 PLAIN_TURNS = """\
 {%- for message in messages -%}
-{%- if message['role'] == 'assistant' -%}
+{%- if message['role'] == 'assistant' and loop.last -%}
 {{ SUFFIX }}{{ message['content'] }}{{ END }}
+{%- elif message['role'] == 'assistant' -%}
+{{ OPENING }}{{ message['content'] }}{{ NEXT }}
 {%- else -%}
-{{ PREFIX }}{{ message['content'] }}
+{%- if loop.first -%}{{ PREFIX }}{%- endif -%}{{ message['content'] }}
 {%- endif -%}
 {%- endfor -%}
 {%- if add_generation_prompt -%}{{ SUFFIX }}{%- endif -%}
@@ -62,22 +69,38 @@ def make_chat_template(tokenizer: PreTrainedTokenizerBase, markup: ChatMarkup, p
         tokenizer: of the decoder. placeholder: the text of a clip in a prompt.
     """
     head = JOIN_CONTENTS.replace("PLACEHOLDER", quote(placeholder)) + NO_THOUGHTS
-    fixed = PLAIN_TURNS
-    end = tokenizer.decode([markup.end_of_turn], skip_special_tokens=False)
-    for name, text in (("PREFIX", markup.prefix), ("SUFFIX", markup.suffix), ("END", end)):
-        fixed = fixed.replace(f"{{{{ {name} }}}}", f"{{{{ {quote(text)} }}}}")
     stock = tokenizer.chat_template
     if isinstance(stock, str) and stock.startswith(JOIN_CONTENTS.partition("PLACEHOLDER")[0]):
         # written here before: of an exported model that is exported again
         stock = stock.partition(NO_THOUGHTS)[2]
     if isinstance(stock, str) and render(tokenizer, head + stock) == markup.prefix + QUESTION + markup.suffix:
         return head + stock
-    return head + fixed
+    return head + write_plain_turns(tokenizer, markup)
+
+
+def write_plain_turns(tokenizer: PreTrainedTokenizerBase, markup: ChatMarkup) -> str:
+    """Return a template with the fixed text of a run around questions and answers, as conversations are trained."""
+    end = tokenizer.decode([markup.end_of_turn], skip_special_tokens=False)
+    try:
+        opening, following = read_history_markup(tokenizer)
+    except UserError:  # the decoder's own template has no place for a second question
+        opening, following = markup.suffix, end + markup.prefix
+    texts = {
+        "PREFIX": markup.prefix,
+        "SUFFIX": markup.suffix,
+        "END": end,
+        "OPENING": opening,
+        "NEXT": following,
+    }
+    turns = PLAIN_TURNS
+    for name, text in texts.items():
+        turns = turns.replace(f"{{{{ {name} }}}}", f"{{{{ {quote(text)} }}}}")
+    return turns
 
 
 def quote(text: str) -> str:
     """Return a text as a literal of Jinja."""
-    escaped = text.replace("\\", "\\\\").replace("'", "\\'").replace("\n", "\\n")
+    escaped = text.replace("\\", "\\\\").replace("'", "\\'").replace("\n", "\\n").replace("\r", "\\r")
     return f"'{escaped}'"
 
 
@@ -89,6 +112,34 @@ def render(tokenizer: PreTrainedTokenizerBase, template: str) -> str:
     )
     assert isinstance(text, str)
     return text
+
+
+def prepare_tokenizer(
+    format: ChatFormat, placeholder: str, tokens: Sequence[str]
+) -> tuple[PreTrainedTokenizerBase, list[int]]:
+    """Return a run's tokenizer with the tokens of clips and the template of its prompts, and the ids of those tokens.
+
+    Args:
+        placeholder: the text of a clip in a prompt. tokens: of which it is made.
+    """
+    tokenizer = copy.deepcopy(format.tokenizer)
+    template = make_chat_template(tokenizer, format.markup, placeholder)
+    tokenizer.add_tokens(
+        [AddedToken(text, special=True, normalized=False) for text in tokens], special_tokens=True
+    )
+    tokenizer.chat_template = template
+    tokenizer.padding_side = "left"
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(format.pad)
+    return tokenizer, [int(id) for id in tokenizer.convert_tokens_to_ids(list(tokens))]
+
+
+def write_prompt_files(format: ChatFormat, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Write a tokenizer of ``prepare_tokenizer``, and that a generated answer ends with the end of its turn."""
+    write_tokenizer(tokenizer, folder)
+    GenerationConfig(
+        eos_token_id=format.end_of_turn, pad_token_id=tokenizer.pad_token_id, do_sample=False
+    ).save_pretrained(folder)
 
 
 def write_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:

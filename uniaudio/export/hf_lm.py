@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import save_torch_state_dict
-from tokenizers import AddedToken
 from torch import Tensor
-from transformers import GenerationConfig, Wav2Vec2FeatureExtractor
+from transformers import Wav2Vec2FeatureExtractor
 
 from uniaudio.data.prompt_tokens import ChatFormat
-from uniaudio.export.chat_template import make_chat_template, write_tokenizer
+from uniaudio.export.chat_template import prepare_tokenizer, write_prompt_files
 from uniaudio.export.describe import add_older_names, describe_encoder, find_parts
-from uniaudio.export.hf import collect_code
+from uniaudio.export.hf import collect_code, detach_tensor
 from uniaudio.export.hub_lm import AUDIO
 from uniaudio.export.hub_lm_config import UniaudioLMConfig
 from uniaudio.export.stock_model import SHARD, find_name, has_tied_head, make_text_config, store_compactly
@@ -52,13 +50,7 @@ def write_hf_lm(
     encoder, adapter = describe_encoder(model.encoder), describe_encoder(model.adapter)
     folder.mkdir(parents=True, exist_ok=True)
     lm = model.decoder.lm
-    tokenizer = copy.deepcopy(format.tokenizer)
-    template = make_chat_template(tokenizer, format.markup, AUDIO)
-    tokenizer.add_tokens([AddedToken(AUDIO, special=True, normalized=False)], special_tokens=True)
-    tokenizer.chat_template = template
-    tokenizer.padding_side = "left"
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(format.pad)
+    tokenizer, (audio,) = prepare_tokenizer(format, AUDIO, [AUDIO])
     is_tied = has_tied_head(lm)
     tensors = collect_exported_tensors(model, lm if decoder is None else None, is_tied)
     save_torch_state_dict(tensors, folder, max_shard_size=SHARD)
@@ -69,7 +61,7 @@ def write_hf_lm(
         text={**add_older_names(text.to_dict(), type(text)), "model_type": lm.config.model_type},
         decoder_path=None if decoder is None else decoder[0],
         decoder_revision=None if decoder is None else decoder[1],
-        audio_token_id=tokenizer.convert_tokens_to_ids(AUDIO),
+        audio_token_id=audio,
         sampling_rate=SAMPLE_RATE,
         provenance=dict(provenance),
         architectures=[CLASSES[0]],
@@ -78,10 +70,8 @@ def write_hf_lm(
         tie_word_embeddings=is_tied,
     )
     config.to_json_file(folder / "config.json")
-    write_processor(folder, tokenizer, template, encoder, adapter)
-    GenerationConfig(
-        eos_token_id=format.end_of_turn, pad_token_id=tokenizer.pad_token_id, do_sample=False
-    ).save_pretrained(folder)
+    write_processor(folder, str(tokenizer.chat_template), encoder, adapter)
+    write_prompt_files(format, tokenizer, folder)
     for name, code in collect_code(find_parts([encoder, adapter]), ROOT, CLASSES).items():
         (folder / name).write_text(code, encoding="utf-8")
     apply_umask(folder)
@@ -105,12 +95,11 @@ def collect_exported_tensors(model: AudioLM, lm: Any, is_tied: bool) -> dict[str
             for key, value in lm.state_dict().items()
             if key != second
         }
-    return {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
+    return {key: detach_tensor(value) for key, value in tensors.items()}
 
 
-def write_processor(folder: Path, tokenizer: Any, template: str, encoder: Any, adapter: Any) -> None:
-    """Write tokenizer, feature extractor, chat template and what the processor is made of."""
-    write_tokenizer(tokenizer, folder)
+def write_processor(folder: Path, template: str, encoder: Any, adapter: Any) -> None:
+    """Write feature extractor, chat template and what the processor is made of."""
     (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
     Wav2Vec2FeatureExtractor(
         sampling_rate=SAMPLE_RATE, do_normalize=False, return_attention_mask=True

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,24 +9,21 @@ from typing import Any
 
 import torch
 from huggingface_hub import save_torch_state_dict
-from tokenizers import AddedToken
 from torch import Tensor
 from transformers import (
     AutoConfig,
     AutoModel,
-    GenerationConfig,
     PretrainedConfig,
     PreTrainedModel,
-    PreTrainedTokenizerBase,
     WhisperFeatureExtractor,
 )
 
 from uniaudio.data.prompt_tokens import ChatFormat
 from uniaudio.errors import UserError
 from uniaudio.export import hub_processor
-from uniaudio.export.chat_template import make_chat_template, write_tokenizer
+from uniaudio.export.chat_template import prepare_tokenizer, write_prompt_files
 from uniaudio.export.describe import add_older_names
-from uniaudio.export.hf import HEADER
+from uniaudio.export.hf import HEADER, detach_tensor
 from uniaudio.export.hub_processor import WindowsProcessor
 from uniaudio.export.source_code import flatten_modules, flatten_name
 from uniaudio.export.stock_formats import StockFormat
@@ -107,13 +103,11 @@ def write_stock_model(
     """
     encoder, adapter = require_fitting_parts(model, target, name)
     folder.mkdir(parents=True, exist_ok=True)
-    tokenizer = copy.deepcopy(format.tokenizer)
-    template = make_chat_template(tokenizer, format.markup, target.placeholder)
-    ids = add_tokens(tokenizer, target)
-    tokenizer.chat_template = template
-    tokenizer.padding_side = "left"
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(format.pad)
+    # the ids of audio, of beginning and end
+    tokenizer, ids = prepare_tokenizer(
+        format, target.placeholder, [text for text in (target.audio, target.begin, target.end) if text]
+    )
+    template = str(tokenizer.chat_template)
     lm = model.decoder.lm
     table, head = lm.get_input_embeddings().weight.detach(), lm.get_output_embeddings().weight.detach()
     rows = max(len(table), max(ids) + 1)
@@ -131,8 +125,9 @@ def write_stock_model(
     tensors = {key: store_compactly(value) for key, value in tensors.items()}
     tensors |= {f"audio_tower.{key}": value for key, value in encoder.whisper.state_dict().items()}
     tensors |= {f"multi_modal_projector.{key}": v for key, v in adapter.projector.state_dict().items()}
-    tensors = {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
-    save_torch_state_dict(tensors, folder, max_shard_size=SHARD)
+    save_torch_state_dict(
+        {key: detach_tensor(value) for key, value in tensors.items()}, folder, max_shard_size=SHARD
+    )
     config = target.make_config(encoder, adapter, make_text_config(lm.config, rows, is_tied), ids[0])
     config.architectures = [target.architecture]
     config.dtype = "float32"
@@ -149,11 +144,8 @@ def write_stock_model(
     if isinstance(processor, WindowsProcessor):
         write_processor_code(processor, folder)
         (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
-    write_tokenizer(tokenizer, folder)
+    write_prompt_files(format, tokenizer, folder)
     extractor.save_pretrained(folder)  # transformers 4 and engines look for it in a file of its own
-    GenerationConfig(
-        eos_token_id=format.end_of_turn, pad_token_id=tokenizer.pad_token_id, do_sample=False
-    ).save_pretrained(folder)
     apply_umask(folder)
 
 
@@ -169,15 +161,6 @@ def write_processor_code(processor: WindowsProcessor, folder: Path) -> None:
         "stack": processor.stack,
     }
     (folder / "processor_config.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-
-
-def add_tokens(tokenizer: PreTrainedTokenizerBase, target: StockFormat) -> list[int]:
-    """Add the tokens of a format to a tokenizer and return the ids of those of audio, of beginning and end."""
-    texts = [text for text in (target.audio, target.begin, target.end) if text]
-    tokenizer.add_tokens(
-        [AddedToken(text, special=True, normalized=False) for text in texts], special_tokens=True
-    )
-    return [int(id) for id in tokenizer.convert_tokens_to_ids(texts)]
 
 
 def find_name(module: torch.nn.Module, part: torch.nn.Module) -> str:
