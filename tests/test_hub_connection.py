@@ -92,6 +92,13 @@ def test_a_server_that_says_nothing_is_given_up(hub, slept, monkeypatch):
         assert time.monotonic() - begin < 5
 
 
+def test_a_request_without_an_answer_long_ago_does_not_count(hub, model, monkeypatch):
+    monkeypatch.setattr(hub_connection, "ANSWERED", set())
+    monkeypatch.setattr(hub_connection, "WAITING", {constants.ENDPOINT: (time.monotonic() - 600,) * 2})
+    monkeypatch.setattr(model_files, "CONFIG_FOLDERS", {})
+    assert (fetch_model_config(NAME, None) / "config.json").is_file()
+
+
 def test_what_was_fetched_once_is_read_while_the_hub_is_away(hub, model, slept, monkeypatch):
     folder = fetch_model_config(NAME, None)
     model_files.CONFIG_FOLDERS.clear()

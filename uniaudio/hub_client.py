@@ -15,7 +15,6 @@ from huggingface_hub import HfApi, constants, get_token
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
-    HfHubHTTPError,
     HFValidationError,
     LocalEntryNotFoundError,
     LocalTokenNotFoundError,
@@ -245,16 +244,22 @@ def check_login(name: str) -> None:
     """Refuse to start what could not be uploaded.
 
     Raises:
-        UserError: for a name that is not ``OWNER/NAME``, and when nobody is logged in.
+        UserError: for a name that is not ``OWNER/NAME``, when nobody is logged in, and when the Hub cannot tell.
     """
     if not REPOSITORY_NAME.fullmatch(name):
         raise UserError(f"--push-to-hub {name}: write OWNER/NAME")
     try:
-        HfApi().whoami()
-    except (LocalTokenNotFoundError, HfHubHTTPError, OSError) as problem:
-        raise UserError(
-            f"--push-to-hub {name}: you are not logged in ({str(problem).splitlines()[0]}); run `hf auth login` first"
-        ) from problem
+        with announce_wait(name):
+            call_hub(HfApi().whoami)
+    except Exception as problem:
+        if find_cause(problem, LocalTokenNotFoundError) or find_status(problem)[0] in (401, 403):
+            reason = f"you are not logged in ({read_first_line(problem)}); run `hf auth login` first"
+        else:
+            reason = (
+                f"the Hub ({constants.ENDPOINT}) does not answer ({describe_failure(problem)}); check the network, "
+                "HF_ENDPOINT and HF_HUB_OFFLINE, or export without --push-to-hub"
+            )
+        raise UserError(f"--push-to-hub {name}: {reason}") from problem
 
 
 def push_folder(folder: Path, name: str) -> str:

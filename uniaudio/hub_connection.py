@@ -32,7 +32,8 @@ FORGOTTEN_AFTER = 60.0  # seconds, after which a Hub that was away is tried agai
 PORTS = {"http": 80, "https": 443, "socks5": 1080, "socks5h": 1080}
 
 ANSWERED: set[str] = set()  # endpoints that have answered this process
-WAITING: dict[str, float] = {}  # since when (monotonic) there are requests without an answer, by endpoint
+# when (monotonic) the first and the last of the requests were sent that are without an answer, by endpoint
+WAITING: dict[str, tuple[float, float]] = {}
 AWAY: dict[str, tuple[float, str]] = {}  # until when (monotonic) endpoints are not tried again, and why
 LOCK = threading.Lock()
 
@@ -120,8 +121,12 @@ def refuse_unreachable_hub(request: Any) -> None:
         return
     with LOCK:
         require_connection(endpoint)
-        begin = WAITING.setdefault(endpoint, time.monotonic())
-        if (silence := time.monotonic() - begin) > LONGEST_SILENCE:
+        now = time.monotonic()
+        begin, last = WAITING.get(endpoint, (now, now))
+        if now - last > FORGOTTEN_AFTER:  # nothing was waited for meanwhile, as after Ctrl-C in a notebook
+            begin = now
+        WAITING[endpoint] = begin, now
+        if (silence := now - begin) > LONGEST_SILENCE:
             del WAITING[endpoint]
             refuse_for_now(endpoint, f"no answer within {silence:.0f} s")
     if request.method == "HEAD":

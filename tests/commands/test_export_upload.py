@@ -1,12 +1,14 @@
 """Uploads of exports to a Hub of this machine, and what is loaded from there again."""
 
 import json
+import socket
 
 import pytest
 import torch
 from conftest import tiny_whisper
 from export.test_hf_lm import load, make_model, noise
-from local_hub.clients import connect_clients
+from huggingface_hub import constants
+from local_hub.clients import connect_clients, go_offline
 from transformers import AutoModel
 
 from uniaudio.build.encoders import load_encoder
@@ -65,6 +67,25 @@ def test_names_and_logins_are_checked_first(hub):
             check_login(name)
     assert not hub.requests
     with pytest.raises(UserError, match="you are not logged in"):
+        check_login("me/encoder")
+
+
+def test_a_hub_that_does_not_answer_is_no_missing_login(as_me, monkeypatch):
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    check_login("me/encoder")
+    as_me.faults.add("whoami", 503, times=None)
+    message = (
+        r"^--push-to-hub me/encoder: the Hub \(http\S+\) does not answer \(HTTP 503\); check the network"
+    )
+    with pytest.raises(UserError, match=message):
+        check_login("me/encoder")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{port}")
+    with pytest.raises(UserError, match=rf"does not answer \(127\.0\.0\.1:{port}: Connection refused\)"):
+        check_login("me/encoder")
+    go_offline(monkeypatch)
+    with pytest.raises(UserError, match="check the network, HF_ENDPOINT and HF_HUB_OFFLINE"):
         check_login("me/encoder")
 
 
