@@ -1,5 +1,6 @@
 """Answers and label scores against the plain way."""
 
+import copy
 import io
 from dataclasses import replace
 from types import SimpleNamespace
@@ -10,13 +11,14 @@ import soundfile
 import torch
 
 from uniaudio.data.collate import collate_prompts
+from uniaudio.data.jinja import Wording
 from uniaudio.data.prompt_tokens import ChatFormat
-from uniaudio.errors import UserError
+from uniaudio.errors import RowError, UserError
 from uniaudio.model.adapters.stack import StackAdapter
 from uniaudio.model.audio_lm import AudioLM
 from uniaudio.model.decoder import TextDecoder
 from uniaudio.model.encoders.whisper import WhisperAudioEncoder
-from uniaudio.serve.answering import answer_upload, score_labels
+from uniaudio.serve.answering import answer_upload, cut_question, score_labels
 from uniaudio.serve.limits import Limits
 from uniaudio.serve.tasks import TrainedTask
 from uniaudio.types import Example
@@ -78,6 +80,29 @@ def test_a_reply_holds_all_that_is_shown(loaded):
     assert reply.spectrogram.axes[0].get_xlim() == (0, 0.5)
     question = "<audio>Which tone is it?"
     assert answer_upload(loaded, wav(clip()), question, None, Limits(max_new_tokens=4)).labels == {}
+
+
+def test_a_trained_question_keeps_the_special_tokens_of_its_template(loaded):
+    """As Whisper's own decoder is asked; the same text of the user's own has none."""
+    tokens = ("<|en|>", "<|transcribe|>")
+    wordings = (Wording("<|en|> <audio><|transcribe|>", tokens), "<audio>Which tone?")
+    task = replace(TASK, wordings=wordings)
+    first, second = cut_question("<|en|> <audio><|transcribe|>", task)
+    assert ((first, first.tokens), (second, second.tokens)) == (
+        ("<|en|> ", tokens[:1]),
+        ("<|transcribe|>", tokens[1:]),
+    )
+    for question, known in ((wordings[0] + "?", task), (wordings[0], None), (wordings[1], task)):
+        assert not any(isinstance(piece, Wording) for piece in cut_question(str(question), known))
+    tokenizer = copy.deepcopy(loaded.format.tokenizer)
+    tokenizer.chat_template = None
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|startoftranscript|>", *tokens]})
+    format = ChatFormat(tokenizer, "<|startoftranscript|>")
+    ids = tokenizer.convert_tokens_to_ids(["<|startoftranscript|>", *tokens])
+    before, after = format.encode_prompt((first, second))
+    assert [*before, *after] == [*ids[:2], *format.encode(" "), ids[2]]
+    with pytest.raises(RowError, match="special token in text"):
+        format.encode_prompt(cut_question(str(wordings[0]), None))
 
 
 @pytest.mark.parametrize(

@@ -40,6 +40,11 @@ def test_requests_that_are_answered_and_refused(method, path, headers, status):
     assert (refusal and refusal[0]) == status
 
 
+def test_a_host_name_in_capitals_is_the_one_that_browsers_send():
+    guard = Guard(None, ("GPU7",), max_bytes=1)
+    assert guard.check_request("GET", "/", Headers({"host": "gpu7:7860"})) is None
+
+
 def test_a_page_for_all_addresses_is_reached_under_any_name_but_not_from_other_pages():
     guard = Guard(None, (), max_bytes=1)
     other = {"host": "gpu7.example"}

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from uniaudio.build.model import LoadedModel
 from uniaudio.data.collate import collate_prompts
+from uniaudio.data.jinja import Wording
 from uniaudio.errors import RowError, UserError
 from uniaudio.evaluate.generation.generated_answers import answer_samples, split_question
 from uniaudio.evaluate.metrics.classification import compute_probabilities
@@ -42,7 +43,7 @@ def answer_upload(
 
     Args:
         data: bytes of a sound file. question: text, in which ``<audio>`` may mark the clip's place.
-        task: whose labels are compared, if it has any.
+        task: whose labels are compared, if it has any; its wordings may hold special tokens, as in training.
 
     Raises:
         UserError: when clip or question cannot be used, or the model takes longer than it may.
@@ -52,12 +53,35 @@ def answer_upload(
         raise UserError("the question is empty; type one or select a trained one")
     if len(question) > limits.max_characters:
         raise UserError(f"the question is longer than {limits.max_characters} characters; shorten it")
-    pieces = split_question(question)
+    pieces = cut_question(question, task)
     samples = decode_upload(data, limits)
     with limit_time(limits.timeout, loaded.model):
         answer = answer_samples(loaded.model, loaded.format, samples, pieces, limits.max_new_tokens)
         labels = score_labels(loaded, samples, pieces, task) if task and task.labels else {}
     return Reply(answer, labels, draw_spectrogram(samples))
+
+
+def cut_question(question: str, task: TrainedTask | None) -> tuple[str, ...]:
+    """Return a question cut at the place of its clip; a wording of the task keeps the special tokens of its template.
+
+    Raises:
+        UserError: when several places are marked.
+    """
+    pieces = split_question(question)
+    wordings = task.wordings if task is not None else ()
+    wording = next((each for each in wordings if each.strip() == question), None)
+    if not isinstance(wording, Wording):
+        return pieces
+    tokens = list(wording.tokens)  # in the order of the text
+    cut: list[str] = []
+    for piece in pieces:
+        end = 0
+        within: list[str] = []
+        while tokens and (place := piece.find(tokens[0], end)) >= 0:
+            end = place + len(tokens[0])
+            within.append(tokens.pop(0))
+        cut.append(Wording(piece, tuple(within)) if within else piece)
+    return tuple(cut)
 
 
 def score_labels(

@@ -48,7 +48,8 @@ class Guard:
     """
 
     def __init__(self, app: ASGIApp, hosts: Sequence[str], max_bytes: int) -> None:
-        self.app, self.hosts, self.max_bytes = app, hosts, max_bytes
+        self.app, self.max_bytes = app, max_bytes
+        self.hosts = [name.lower() for name in hosts]  # as browsers send them
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
