@@ -8,7 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-PROBES = {"linear": "linear", "mlp": "MLP", "knn": "kNN"}
+from uniaudio.evaluate.probing.suite_table import PROBES
+
 PARTS = ("trained", "unseen")
 Rows = Mapping[str, Sequence[Path]]  # a row's name -> the folder of cells of each seed
 

@@ -1,8 +1,11 @@
 """Maps: PCA against the singular values, groups that stay groups, and which sets have a map."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
+from uniaudio.commands.report import map_embeddings
 from uniaudio.data.recipe import load_recipe
 from uniaudio.report.embedding_map import (
     LabelledClips,
@@ -68,6 +71,19 @@ def test_few_answers_are_labels_and_sentences_are_none():
     assert not is_closed(["a"] * 9)
     assert not is_closed([f"sentence {i}" for i in range(20)])
     assert not is_closed([f"{i % 30}" for i in range(120)])
+
+
+def test_an_encoder_that_gives_no_numbers_is_noted(monkeypatch):
+    clips = LabelledClips("set", [np.zeros(9, np.int16)] * 10, ["a", "b"] * 5, list(map(str, range(10))))
+    vectors, _ = groups(2, 5)
+    vectors[3, 1] = np.nan
+    monkeypatch.setattr("uniaudio.commands.report.select_clips", lambda entries: [clips])
+    monkeypatch.setattr("uniaudio.commands.report.load_encoder", lambda spec: None)
+    monkeypatch.setattr("uniaudio.commands.report.embed_clips", lambda encoder, samples: vectors)
+    notes = []
+    run = SimpleNamespace(name="run", folder="run")
+    assert map_embeddings([run], [], None, notes) == ([], {})
+    assert notes == ["embedding map of run: its encoder gives NaN or infinite values for set"]
 
 
 def test_a_closed_set_with_one_clip_a_question_is_mapped(tone_run):

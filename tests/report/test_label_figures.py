@@ -45,6 +45,17 @@ def test_a_closed_set_has_a_row_and_a_column_for_every_label():
     ]  # several right labels: the right answers as they are
 
 
+def test_a_right_answer_in_other_letters_is_the_right_answer():
+    answers = [
+        {"reference": "dog", "answer": "Dog", "right": True},
+        {"reference": "dog", "answer": "Cat", "right": False},
+        {"reference": "cat", "answer": "dog", "right": True},  # one of several right answers
+    ]
+    table = build_confusion_table("set", {"answers": answers, "labels": {"names": ["dog", "cat"]}})
+    assert table.columns == ["dog", "cat", "(other)"]
+    assert [[cell.text for cell in cells] for _, cells in table.rows] == [["1", "", "1"], ["1", "", ""]]
+
+
 def test_open_answers_and_one_answer_have_no_confusion_matrix():
     assert confuse([(str(i), "x") for i in range(25)]) is None
     assert confuse([("a", "x")] * 3) is None

@@ -198,6 +198,16 @@ def test_hostile_names_stay_text(tmp_path):
     assert any(HOSTILE in pre["text"].replace("''", "'") for pre in page.all("pre"))
 
 
+def test_an_id_that_is_no_text_is_written_with_escapes(tmp_path):
+    """Of a file whose name is in another encoding."""
+    run = write_run(tmp_path / "run", ["t"], steps=40)
+    answers = answers_of({"tones:tone": ["low", "high"]}, count=2, right=-1.0)
+    answers["tones:tone"]["answers"][0]["id"] = "clips/test/caf\udce9.wav"
+    write_json(run / "answers.json", answers)
+    page, _ = document([run], None)
+    assert any("clips/test/caf\\udce9.wav" in cell["text"] for cell in page.all("td"))
+
+
 def test_a_run_with_nothing_beside_it(tmp_path):
     run = write_run(tmp_path / "alone", ["only"], steps=40)
     page, _ = document([run], None)
@@ -335,6 +345,38 @@ def test_another_models_results_stand_beside(tmp_path):
     assert "compared with before and rival, run improved on" in lead
     assert "tones:tone (answers, accuracy +" in lead
     assert any("McNemar" in li["text"] for li in page.all("li"))
+
+
+def test_models_of_one_name_with_other_weights_are_told_apart(tmp_path):
+    """Two files of probes call what they measured "after"."""
+    runs, files, prints = [], [], []
+    for seed, name in enumerate(("a", "b")):
+        runs.append(write_run(tmp_path / name, ["t"], steps=40))
+        prints.append({"before": "f0", "after": write_weights(runs[-1], name.encode())})
+        results = folder_results([f"s{seed}", "both"], ["before", "after"], seed, prints[-1])
+        files.append(write_json(tmp_path / f"{name}.json", results))
+    page, text = document(runs, tmp_path / "r.html", probes=files)
+    assert {"a", "b"} <= set(heads_of(text, "Probes of the frozen encoder"))
+    cells = [td["text"] for td in page.all("td")]
+    for file in files:
+        for task in json.loads(file.read_text())["scores"].values():
+            assert any(f"{task['after']['knn']['mean']:.3f}" in cell for cell in cells)
+    _, text = document(runs[:1], tmp_path / "r.html", probes=files[:1], against=files[1:])
+    heads = heads_of(text, "Probes of the frozen encoder")
+    assert {"a", f"after (other weights, {prints[1]['after'][:8]})"} <= set(heads)
+
+
+def test_answers_from_folders_of_one_name_stand_side_by_side(tmp_path):
+    run = write_run(tmp_path / "run", ["t"], steps=40)
+    files = []
+    for seed, name in enumerate(("a", "b")):
+        (tmp_path / name / "eval").mkdir(parents=True)
+        answers = answers_of({"tones:tone": ["low", "high"]}, right=0.4, seed=seed)
+        files.append(write_json(tmp_path / name / "eval" / "answers.json", answers))
+    page, _ = document([run], tmp_path / "r.html", against=files)
+    cells = [td["text"] for td in page.all("td")]
+    assert "eval" in cells
+    assert str(files[1]) in cells
 
 
 @pytest.mark.parametrize(

@@ -217,9 +217,13 @@ def map_embeddings(
     maps = []
     for one in clips:
         for name, encoder in encoders.items():
-            maps += build_embedding_maps(
-                name, one, embed_in_chunks(encoder, one, f"{one.name}, {name}", console)
-            )
+            vectors = embed_in_chunks(encoder, one, f"{one.name}, {name}", console)
+            if np.isfinite(vectors).all():
+                maps += build_embedding_maps(name, one, vectors)
+            else:
+                notes.append(
+                    f"embedding map of {name}: its encoder gives NaN or infinite values for {one.name}"
+                )
     players = (
         {one.name: make_label_players(one, sounds) for one in clips} if maps and sounds is not None else {}
     )

@@ -11,6 +11,7 @@ from uniaudio.errors import UserError
 from uniaudio.evaluate.metrics.class_averages import CLASS_METRICS
 from uniaudio.evaluate.metrics.text_metrics import LOWER_IS_BETTER, list_class_companions
 from uniaudio.report.significance import ScoreChange, get_score_interval
+from uniaudio.run_records import is_number
 
 NAMED = 3  # sets that a sentence names; of more it gives the range
 # of the scored labels, with their titles in the table
@@ -68,12 +69,7 @@ def get_entries(data: Any) -> dict[str, Any]:
 
 def is_result(entry: Any) -> bool:
     """Return whether an entry of a results file holds a metric and its score as a number."""
-    return (
-        isinstance(entry, dict)
-        and "metric" in entry
-        and isinstance(entry.get("score"), int | float)
-        and not isinstance(entry["score"], bool)
-    )
+    return isinstance(entry, dict) and "metric" in entry and is_number(entry.get("score"))
 
 
 def has_answers(data: Any) -> bool:

@@ -6,9 +6,9 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
 from uniaudio.report.run_folder import RunRecord
+from uniaudio.run_records import is_number
 
 WIDTH, HEIGHT = 1000, 400  # of the drawing's own coordinates
 MOST_POINTS = 120  # of a line; more steps are averaged in as many parts
@@ -166,7 +166,7 @@ def build_metric_charts(runs: Sequence[RunRecord]) -> list[Chart]:
         for event in run.events:
             if event["event"] == "evaluation":
                 for name, result in event.get("results", {}).items():
-                    if is_any_number(result.get("score")):
+                    if is_number(result.get("score")):
                         by_series = scores.setdefault((name, str(result.get("metric", "score"))), {})
                         by_series.setdefault(series, []).append((event["step"], result["score"]))
     charts = [
@@ -180,10 +180,6 @@ def build_metric_charts(runs: Sequence[RunRecord]) -> list[Chart]:
         for (name, metric), by_series in scores.items()
     ]
     return [drawn for drawn in charts if drawn is not None]
-
-
-def is_any_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,8 @@ OTHER = "(other)"
 def build_confusion_table(name: str, entry: Mapping[str, Any]) -> HeatTable | None:
     """Count how often each right answer was answered with what; None where the right answers are too many or one.
 
-    Each label of a closed set has a row and a column, also where it occurs in no answer. Answers that are no label of
-    the set stand together.
+    Each label of a closed set has a row and a column, also where it occurs in no answer. An answer that is right in
+    other words or letters counts as the right answer; other answers that are no label of the set stand together.
 
     Args:
         entry: stored results of an evaluation set.
@@ -31,10 +31,10 @@ def build_confusion_table(name: str, entry: Mapping[str, Any]) -> HeatTable | No
     if not counts or not 2 <= len(labels) <= (LARGEST if is_closed else CLOSED):
         return None
     known = set(labels)
-    given = Counter(
-        (str(item["reference"]), str(item["answer"]) if item["answer"] in known else OTHER)
-        for item in answers
-    )
+    given: Counter[tuple[str, str]] = Counter()
+    for item in answers:
+        right, answer = str(item["reference"]), str(item["answer"])
+        given[right, answer if answer in known else right if item.get("right") else OTHER] += 1
     columns = [*labels, OTHER] if any(column == OTHER for _, column in given) else labels
     rows = [
         (

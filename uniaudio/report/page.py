@@ -14,6 +14,7 @@ from markupsafe import Markup, escape
 
 from uniaudio.console import format_difference
 from uniaudio.evaluate.forgetting import ForgettingSummary
+from uniaudio.evaluate.probing.suite_table import PROBES
 from uniaudio.report.answers import LABEL_FIGURES, AnswerRow
 from uniaudio.report.charts import (
     HEIGHT,
@@ -27,7 +28,7 @@ from uniaudio.report.clip_players import LONGEST, Player
 from uniaudio.report.embedding_map import MOST_CLIPS, MOST_SECONDS, EmbeddingMap
 from uniaudio.report.heat_tables import HeatTable
 from uniaudio.report.label_figures import Reliability
-from uniaudio.report.probe_scores import PROBES, Roles, ScoreTable
+from uniaudio.report.probe_scores import Roles, ScoreTable
 from uniaudio.report.result_files import name_baseline
 from uniaudio.report.run_folder import Cost, RunRecord
 from uniaudio.report.run_provenance import DataFact
@@ -145,5 +146,6 @@ def write_page(page: ReportPage, path: Path) -> Path:
         bars={probe: values for probe, values in bars.items() if values},
     )
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")
+    # names of files, and so ids of clips, may hold bytes that are no text
+    path.write_text(text, encoding="utf-8", errors="backslashreplace")
     return path

@@ -12,12 +12,12 @@ from uniaudio.errors import UserError
 from uniaudio.evaluate.probing.suite_table import (
     AS_TRAINED,
     AT_BEST,
+    PROBES,
     REFERENCES,
     Reference,
     read_references,
 )
 
-PROBES = {"linear": "linear", "mlp": "MLP", "knn": "kNN"}  # how the page writes them, and their order
 RANDOM = "random:"  # before a model of random weights
 ALL = "all sets"
 ELSEWHERE = "other"  # the domain of a set of which nobody says one
@@ -175,12 +175,29 @@ def rename_models(table: ScoreTable, names: Mapping[str, str]) -> ScoreTable:
     return ScoreTable(table.tasks, scores, fingerprints, references)
 
 
+def find_namesakes(table: ScoreTable, other: ScoreTable) -> list[str]:
+    """Return the models of another table that have the name of a model with other weights, by their fingerprints."""
+    return [
+        model
+        for model, fingerprint in other.fingerprints.items()
+        if table.fingerprints.get(model, fingerprint) != fingerprint
+    ]
+
+
+def mark_namesakes(table: ScoreTable, other: ScoreTable) -> ScoreTable:
+    """Return another table in which no model has the name of a model of the first with other weights."""
+    namesakes = find_namesakes(table, other)
+    return rename_models(other, {model: mark_model(model, other.fingerprints[model]) for model in namesakes})
+
+
 def find_disagreements(table: ScoreTable, other: ScoreTable) -> list[str]:
-    """Return the models that both tables have, but with other scores of the same set."""
+    """Return the models that both tables have, but with other weights, or other scores of the same set."""
+    namesakes = find_namesakes(table, other)
     return [
         model
         for model in table.models
-        if any(
+        if model in namesakes
+        or any(
             model in other.scores.get(task, {}) and other.scores[task][model] != models.get(model)
             for task, models in table.scores.items()
             if model in models
@@ -297,7 +314,7 @@ def find_run_models(
 
 
 def mark_model(name: str, fingerprint: str | None) -> str:
-    """Return a name for a model that is called like a run but is not, or not known to be, that run's."""
+    """Return a name for a model that is called like a run, or another model, but is not, or not known to be, it."""
     if fingerprint is None:
         return f"{name} (weights not stated)"
     return f"{name} (other weights, {fingerprint[:8]})"

@@ -20,6 +20,7 @@ from uniaudio.report.probe_scores import (
     find_run_models,
     is_in_folder,
     mark_model,
+    mark_namesakes,
     merge_tables,
     read_scores,
     rename_models,
@@ -79,7 +80,8 @@ def read_results(
         data = read_json(file)
         if has_answers(data):
             name = file.parent.name if file.stem == "answers" else file.stem
-            others[name if name not in of_runs else str(file)] = check_answers(data, str(file))
+            is_taken = name in of_runs or name in others
+            others[str(file) if is_taken else name] = check_answers(data, str(file))
         else:
             scores.append((file, data))
     return {name: entries for name, entries in of_runs.items() if entries}, others, scores
@@ -119,7 +121,9 @@ def merge_all_scores(
     starts = {run.name: [e.get("path", "") for e in run.config.get("encoders", {}).values()] for run in runs}
     table, roles = ScoreTable(), Roles()
     if files:
-        table = merge_tables([read_scores(read_json(file), str(file), domains) for file in files])
+        for file in files:
+            scores = read_scores(read_json(file), str(file), domains)
+            table = merge_tables([table, mark_namesakes(table, scores)])
         table, members = match_models(table, runs, match)
         roles = assign_roles(table.models, members, starts, table.references)
         notes += [
@@ -153,6 +157,7 @@ def merge_all_scores(
         )
     for file, data in others:
         beside, _ = match_models(read_scores(data, str(file), domains), runs, match)
+        beside = mark_namesakes(table, beside)
         fresh = [model for model in beside.models if model not in table.models]
         table = merge_tables([beside, table])
         roles = replace(roles, others=[*roles.others, *fresh])

@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import platform
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 from uniaudio.data.card import DatasetCard
@@ -72,15 +74,18 @@ def describe_skips(source: str, runs: Sequence[RunRecord]) -> str:
 
 
 def hash_card(card: DatasetCard) -> str:
-    """Return what fixes the rows: the commit of a Hub dataset, the hash of a manifest, else that of the card."""
+    """Return what fixes the rows: the commit of a Hub dataset, the hash of all manifests, else that of the card."""
     if card.load.kind == "hub":
         return f"commit {card.load.revision[:SHORT]}" if card.load.revision else "no commit stated"
     if card.load.kind in SUFFIXES:
-        try:
-            file = find_manifest(card, next(iter(card.splits)), SUFFIXES[card.load.kind])
-            return f"manifest {hash_content(file.read_bytes())}"
-        except (UserError, OSError):
+        manifests: dict[Path, bytes] = {}
+        for split in card.splits:
+            with suppress(UserError, OSError):
+                file = find_manifest(card, split, SUFFIXES[card.load.kind])
+                manifests.setdefault(file, file.read_bytes())
+        if not manifests:
             return "no manifest found"
+        return f"manifest{'s' * (len(manifests) > 1)} {hash_content(b''.join(manifests.values()))}"
     return f"card {hash_content(card.path.read_bytes())}"
 
 

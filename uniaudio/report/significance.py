@@ -15,7 +15,8 @@ from uniaudio.evaluate.metrics.class_averages import CLASS_METRICS, measure_clas
 from uniaudio.evaluate.metrics.intervals import Summed, compute_interval
 from uniaudio.evaluate.metrics.normalization import normalize_text
 from uniaudio.evaluate.metrics.text_metrics import LOWER_IS_BETTER, error_rate
-from uniaudio.report.probe_scores import PROBES, ScoreTable
+from uniaudio.evaluate.probing.suite_table import PROBES
+from uniaudio.report.probe_scores import ScoreTable
 
 NAMED = 2  # sets that the sentence names; of more it gives the number
 EVALUATED = "answers"
