@@ -160,7 +160,7 @@ def refuse_disagreement(benchmark: Benchmark, result: Result) -> None:
         if case not in result["cases"]:
             continue
         apart = disagreement(result["cases"][case], names, benchmark.same_figure)
-        if apart > benchmark.agreement:
+        if not apart <= benchmark.agreement:
             raise SystemExit(
                 f"{benchmark.name}, {case}: {', '.join(names)} do not compute the same: "
                 f"their {benchmark.same_figure} differs by {apart:.2g}"

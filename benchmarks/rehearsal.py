@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
 
+import numpy as np
 from hosts import NoHostsError
 
 ROUNDING = 2e-4  # of losses, relative: sums in another order
@@ -72,7 +73,8 @@ def compare_losses(losses: Mapping[int, float], expected: Mapping[int, float]) -
         RehearsalError: when steps are missing, or losses differ by more than rounding.
     """
     require(losses.keys() == expected.keys(), f"steps {sorted(losses)} instead of {sorted(expected)}")
-    worst = max(abs(losses[step] / loss - 1) for step, loss in expected.items())
+    # NaN stays NaN, unlike in max() of Python
+    worst = float(np.max([abs(losses[step] / loss - 1) for step, loss in expected.items()]))
     require(worst <= ROUNDING, f"losses differ by {worst:.1e}: {losses} instead of {dict(expected)}")
     return "yes" if worst == 0 else f"to {worst:.0e}"
 

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 Result = dict[str, Any]
 Sides = Mapping[str, Mapping[str, Mapping[str, Any]]]  # side -> figure -> {value, runs}
 
@@ -112,9 +114,9 @@ def times_better(figure: str, first: float, other: float) -> float:
 
 
 def disagreement(sides: Sides, names: Sequence[str], figure: str = "loss") -> float:
-    """Return how far sides that compute the same are apart in a figure, relative to its size (at least 1)."""
+    """Return how far sides that compute the same are apart in a figure, relative to its size (at least 1), or NaN."""
     values = [sides[name][figure]["value"] for name in names]
-    return (max(values) - min(values)) / max(1.0, abs(values[0]))
+    return float(np.ptp(values)) / max(1.0, abs(values[0]))
 
 
 def machine_kind(machine: Mapping[str, Any]) -> str:

@@ -169,7 +169,9 @@ def test_without_a_gpu_it_says_what_to_do():
 def test_a_wrong_number_is_reported_and_nan_is_wrong():
     assert gpu_parity.judged("x", 0.1, None, 0.2)["verdict"] == "same"
     assert gpu_parity.judged("x", 0.3, 0.1, 0.2)["verdict"] == "DIFFERENT"
-    assert gpu_parity.judged("x", float("nan"), None, 0.2)["verdict"] == "DIFFERENT"
+    largest = gpu_parity.largest([0.1, float("nan"), 0.2])
+    assert gpu_parity.judged("x", largest, None, 0.2)["verdict"] == "DIFFERENT"
+    assert gpu_parity.largest([0.1, 0.3, 0.2]) == pytest.approx(0.3)
     one = torch.tensor([3.0, 4.0])
     assert gpu_parity.error(one + torch.tensor([0.0, 0.5]), one) == pytest.approx(0.1)
 

@@ -122,9 +122,10 @@ def test_sides_that_must_compute_the_same_are_held_to_it():
     single = benchmark(same={"mix": ("stock", "ours"), "30": ("stock", "ours")})
     losses = {"stock": {"loss": {"value": 4.0}}, "ours": {"loss": {"value": 4.001}}}
     refuse_disagreement(single, {"cases": {"mix": losses}})
-    losses["ours"]["loss"]["value"] = 4.1
-    with pytest.raises(SystemExit, match="mix: stock, ours do not compute the same"):
-        refuse_disagreement(single, {"cases": {"mix": losses}})
+    for other in (4.1, float("nan")):
+        losses["ours"]["loss"]["value"] = other
+        with pytest.raises(SystemExit, match="mix: stock, ours do not compute the same"):
+            refuse_disagreement(single, {"cases": {"mix": losses}})
 
 
 def test_checkout_and_command_belong_together(monkeypatch, tmp_path, capsys):

@@ -84,6 +84,7 @@ def test_disagreement_is_relative_to_the_size():
     sides = {"a": {"loss": {"value": 400.0}}, "b": {"loss": {"value": 402.0}}, "c": {"loss": {"value": 0.0}}}
     assert disagreement(sides, ("a", "b")) == pytest.approx(0.005)
     assert disagreement({"a": sides["c"], "b": {"loss": {"value": 0.5}}}, ("a", "b")) == 0.5
+    assert math.isnan(disagreement({"a": sides["c"], "b": {"loss": {"value": math.nan}}}, ("a", "b")))
 
 
 def test_moved_is_what_left_the_spread_of_the_runs():

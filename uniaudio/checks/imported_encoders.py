@@ -86,7 +86,7 @@ def try_encoder(encoder: AudioEncoder, settings: EncoderConfig, name: str) -> li
         return [
             f"{name} gives other frames for the same clips in a second pass, so results cannot be reproduced"
         ]
-    if effect > VISIBLE:
+    if not effect <= VISIBLE:
         return [
             f"{name}: the frames of a clip depend on the other clips of its batch (by {effect:.2g} of the largest "
             "value), so results depend on the batch size; take padding and other clips out of norms, convolutions "
