@@ -46,6 +46,22 @@ def test_a_generation_config_of_the_users_keeps_the_end_of_a_turn(plain):
     assert ids[0, start:].tolist() == [first]
 
 
+def test_a_decoder_by_reference_is_fetched_as_the_call_says(chat_tokenizer, tmp_path, monkeypatch):
+    model, format = make_model(chat_tokenizer, WhisperAudioEncoder(tiny_whisper()))
+    model.decoder.lm.save_pretrained(tmp_path / "qwen")
+    write_hf_lm(model, format, tmp_path / "lm", {}, (str(tmp_path / "qwen"), "main"))
+    calls, plain = [], AutoModelForCausalLM.from_pretrained.__func__
+
+    def watch(cls, path, **settings):
+        calls.append((str(path), dict(settings)))
+        return plain(cls, path, **settings)
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", classmethod(watch))
+    settings = {"token": "hf_me", "cache_dir": str(tmp_path / "cache"), "local_files_only": True}
+    AutoModelForCausalLM.from_pretrained(tmp_path / "lm", trust_remote_code=True, **settings)
+    assert calls[1] == (str(tmp_path / "qwen"), {"revision": "main", **settings})
+
+
 def test_a_model_with_a_decoder_by_reference_is_saved_whole(chat_tokenizer, tmp_path):
     model, format = make_model(chat_tokenizer, WhisperAudioEncoder(tiny_whisper()))
     model.decoder.lm.save_pretrained(tmp_path / "qwen")

@@ -24,6 +24,11 @@ from uniaudio.ragged import Ragged
 # The classes that a description may name, by ``module:Class``; an exported folder has those of its model here.
 PARTS: Mapping[str, type[nn.Module]] = {}
 AUDIO = "<|audio|>"  # stands for a clip in a prompt
+# settings of loading that also hold for a decoder that is not in the folder
+OF_DECODER = (
+    *("dtype", "torch_dtype", "device_map", "attn_implementation"),
+    *("token", "cache_dir", "local_files_only", "force_download", "proxies"),
+)
 
 
 class UniaudioForCausalLM(RebuiltModel, GenerationMixin):
@@ -85,8 +90,7 @@ class UniaudioForCausalLM(RebuiltModel, GenerationMixin):
         Raises:
             ValueError: when the tensors in the file are not those of the model.
         """
-        named = ("dtype", "torch_dtype", "device_map", "attn_implementation")
-        given = {name: kwargs[name] for name in named if name in kwargs}
+        given = {name: kwargs[name] for name in OF_DECODER if name in kwargs}
         with_info = kwargs.pop("output_loading_info", False)
         loaded, loading = super().from_pretrained(*args, output_loading_info=True, **kwargs)
         config = loaded.config
