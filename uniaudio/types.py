@@ -186,8 +186,8 @@ class LossSum:
         answer_tokens: L.
         per_task: ``[K, 3]`` float32 without gradient: sum of losses, answer tokens, tokens predicted right.
         auxiliary: auxiliary losses of the encoder.
-        choices: name to ``[K, 2]`` float32 without gradient: sum over the task's clips of what the encoder chose,
-        clips.
+        choices: name to ``[K, 2]`` float32 without gradient: what the encoder chose, summed over the clips of a task,
+            and the number of these clips.
         frames: ``[A, E]`` of the encoder, with gradient, for losses on them.
     """
 
