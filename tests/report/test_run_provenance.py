@@ -11,7 +11,7 @@ def test_a_hash_covers_the_manifests_of_all_splits(tmp_path):
     folder, card = tmp_path / "clips", tmp_path / "clips.yaml"
     folder.mkdir()
     facts = {"dataset": "clips", "license": "CC0-1.0", "load": {"jsonl": str(folder)}}
-    card.write_text(dump_yaml({**facts, "splits": {"train": {}, "test": {}}}))
+    card.write_text(dump_yaml({**facts, "splits": {"train": {}, "test": {"name": "test"}}}))
     assert hash_card(load_card(str(card))) == "no manifest found"
     contents = {"train.jsonl": b'{"audio": "a.wav"}\n', "test.jsonl": b'{"audio": "b.wav"}\n'}
     for name, content in contents.items():
