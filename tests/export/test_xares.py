@@ -15,13 +15,19 @@ from uniaudio.model.encoders.whisper import WhisperAudioEncoder
 from uniaudio.ragged import Ragged
 
 
-def suite_class(suite, folder, seed=0):
-    """The one class of the written file whose name ends in Encoder: how both suites find it."""
+def import_entry(suite, folder, seed=0):
+    """The written file as a module."""
     write_hf(WhisperAudioEncoder(tiny_whisper(seed)).eval(), folder / SUITE_FOLDER, {})
     file = write_suite_file(folder, suite)
     spec = importlib.util.spec_from_file_location(f"entry_{suite.replace('-', '_')}_{seed}", file)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    return module
+
+
+def suite_class(suite, folder, seed=0):
+    """The one class of the written file whose name ends in Encoder: how both suites find it."""
+    module = import_entry(suite, folder, seed)
     named = [name for name in dir(module) if name.endswith("Encoder")]
     assert len(named) == 1
     return getattr(module, named[0])
@@ -89,7 +95,8 @@ def test_mteb_mixes_channels_and_moves_clips_to_the_model(tmp_path, monkeypatch)
         setattr(modules[f"mteb.models.{name}"], kind, type(kind, (), {"__init__": lambda self, **_: None}))
     for name, module in modules.items():
         monkeypatch.setitem(sys.modules, name, module)
-    encoder = suite_class("mteb", tmp_path)()
+    entry = vars(import_entry("mteb", tmp_path))
+    encoder = next(kind for name, kind in entry.items() if name.startswith("Uniaudio"))()
     stereo = torch.stack([torch.full((900,), 0.5), torch.full((900,), -0.25)])
 
     class Batches(list):
