@@ -347,7 +347,7 @@ def test_another_models_results_stand_beside(tmp_path):
     assert any("McNemar" in li["text"] for li in page.all("li"))
 
 
-def test_models_of_one_name_with_other_weights_are_told_apart(tmp_path):
+def test_models_of_one_name_with_other_weights_are_distinguished(tmp_path):
     """Two files of probes call what they measured "after"."""
     runs, files, prints = [], [], []
     for seed, name in enumerate(("a", "b")):
