@@ -41,3 +41,18 @@ def test_selected_rows(lengths, data):
     selected = Ragged.from_rows(rows).select(chosen)
     assert selected.lengths.tolist() == [lengths[i] for i in chosen]
     assert torch.equal(selected.values, torch.cat([rows[i] for i in chosen]))
+
+
+def test_means_of_long_rows_in_bfloat16_are_those_in_float64():
+    torch.manual_seed(0)
+    rows = Ragged(torch.randn(1500, 3).add(1).bfloat16(), integers([1400, 0, 100]))
+    means = rows.mean()
+    exact = rows.with_values(rows.values.double()).mean()
+    assert (means.dtype, exact.dtype) == (torch.bfloat16, torch.float64)
+    assert torch.equal(means, exact.bfloat16())
+    expected = [
+        rows.values.double()[:1400].mean(0),
+        torch.zeros(3).double(),
+        rows.values.double()[1400:].mean(0),
+    ]
+    torch.testing.assert_close(exact, torch.stack(expected))

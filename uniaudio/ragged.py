@@ -112,8 +112,9 @@ class Ragged:
         return cls(padded.flatten(0, 1)[places.to(padded.device, non_blocking=True)], lengths)
 
     def mean(self) -> Tensor:
-        """``[B, ...]`` float: the mean of every row over its real values only. Empty rows give 0."""
-        sums = self.values.new_zeros((len(self), *self.values.shape[1:]))
-        sums = sums.index_add(0, self.row_index(), self.values)
+        """``[B, ...]``: the mean of every row over its real values only, of their floating dtype. Empty rows give 0."""
+        # a sum of many values in bfloat16 stalls
+        values = self.values.to(torch.promote_types(self.values.dtype, torch.float32))
+        sums = values.new_zeros((len(self), *values.shape[1:])).index_add(0, self.row_index(), values)
         counts = self.lengths.clamp(min=1).to(self.device, sums.dtype)
-        return sums / counts.view(-1, *[1] * (sums.dim() - 1))
+        return (sums / counts.view(-1, *[1] * (sums.dim() - 1))).to(self.values.dtype)

@@ -153,6 +153,14 @@ def test_a_system_prompt_is_read_once_for_a_batch():
     torch.testing.assert_close(*means, **EXACT)
 
 
+def test_the_mean_of_a_long_question_is_exact_in_bfloat16():
+    """Ones that are added up in bfloat16 stay at 256."""
+    model = build()
+    batch, _ = shared_and_not(model, examples([((4000,), [("1 2 " * 300, "3", "5 6")])]))
+    text = torch.full((len(batch.tokens.values), 4), 3.0, dtype=torch.bfloat16)
+    assert average_questions(batch, text).tolist() == [[3.0] * 4]
+
+
 TEXTS = st.lists(st.integers(1, 300), min_size=1, max_size=5).map(lambda ids: " ".join(map(str, ids)))
 QUESTIONS = st.lists(
     st.tuples(

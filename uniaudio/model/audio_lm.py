@@ -14,6 +14,7 @@ from uniaudio.model.adapters.base import Adapter
 from uniaudio.model.decoding import generate_rows
 from uniaudio.model.depth_injection import widen_rows
 from uniaudio.model.encoders.base import AudioEncoder
+from uniaudio.model.float32 import raise_to_float32
 from uniaudio.model.label_likelihoods import label_log_likelihoods
 from uniaudio.model.shared_prefix import find_key_places
 from uniaudio.ragged import Ragged
@@ -232,10 +233,11 @@ def average_questions(batch: Batch, text: Tensor) -> Tensor:
     is_text = torch.ones(len(text), dtype=torch.bool, device=text.device)
     places = rows.values.to(text.device)
     is_text = is_text.index_fill(0, batch.audio_positions, False)[places] & is_prompt.to(text.device)
-    weights = is_text[:, None].to(text.dtype)
-    sizes = rows.lengths.to(text.device)[:, None]
-    sums = rows.with_values(text[places] * weights).mean() * sizes
-    counts = rows.with_values(weights).mean() * sizes
+    texts = raise_to_float32(text[places])  # bfloat16 counts to 256 and no further
+    weights = is_text[:, None].to(texts.dtype)
+    owners = rows.row_index().to(text.device)
+    sums = texts.new_zeros(len(rows), texts.shape[1]).index_add(0, owners, texts * weights)
+    counts = texts.new_zeros(len(rows), 1).index_add(0, owners, weights)
     return (sums / counts.clamp(min=1))[batch.clip_example.to(text.device)]
 
 
