@@ -182,11 +182,20 @@ def test_as_a_module_it_has_gradients_modes_and_a_state(embedder, tmp_path):
         (([torch.zeros(5)], [5]), "only a padded tensor needs them"),
         ((["dog.flac"],), "give a list of waveforms .*`embed` takes files"),
         (([torch.zeros(5, dtype=torch.int32)],), "not torch.int32"),
+        ((torch.zeros(2, 5, dtype=torch.int32),), "not torch.int32"),
+        ((torch.zeros(2, 5, dtype=torch.bool), [5, 5]), "not torch.bool"),
     ],
 )
 def test_what_a_module_cannot_take_is_refused(embedder, given, message):
     with pytest.raises(UserError, match=message):
         embedder(*given)
+
+
+def test_a_list_may_hold_int16_and_floats(embedder):
+    waves = [torch.from_numpy(clip) for clip in CLIPS]
+    mixed = [waves[0], waves[1].float() / 32768, waves[2], waves[3].double() / 32768]
+    wanted = embedder(waves).pooler_output
+    torch.testing.assert_close(embedder(mixed).pooler_output, wanted, atol=1e-5, rtol=1e-5)
 
 
 def test_other_rates_are_resampled(embedder):

@@ -21,6 +21,7 @@ from uniaudio.data.clips_from_python import AudioInput, Waveform, is_single_clip
 from uniaudio.errors import UserError, convert_to_user_error, require_number
 from uniaudio.evaluate.embedding import embed_clips, encode_clips
 from uniaudio.model.encoders.base import AudioEncoder
+from uniaudio.model.encoders.chunking import convert_to_float
 from uniaudio.model.lora import merge_lora
 from uniaudio.ragged import Ragged
 from uniaudio.types import SAMPLE_RATE
@@ -129,6 +130,7 @@ class Embedder(nn.Module):
         if isinstance(waveforms, Tensor):
             if waveforms.dim() != 2:
                 raise UserError(f"waveforms: a padded tensor is [B, S], not {tuple(waveforms.shape)}")
+            refuse_unfit_samples([waveforms])
             clips, longest = waveforms.shape
             counts = torch.as_tensor([longest] * clips if lengths is None else lengths)
             counts = counts.to("cpu", torch.int64)
@@ -151,8 +153,9 @@ class Embedder(nn.Module):
             raise UserError(
                 f"waveforms: give a list of waveforms [S], not of {[tuple(row.shape) for row in rows]}"
             )
-        if unfit := [row.dtype for row in rows if not (row.is_floating_point() or row.dtype == torch.int16)]:
-            raise UserError(f"waveforms: samples must be int16 or floats in [-1, 1], not {unfit[0]}")
+        refuse_unfit_samples(rows)
+        if any(row.is_floating_point() for row in rows):  # joined as they are, int16 would not be scaled
+            rows = [convert_to_float(row) for row in rows]
         return Ragged.from_rows([row.to(device) for row in rows])
 
     @overload
@@ -273,16 +276,29 @@ class Embedder(nn.Module):
         )
 
 
+def refuse_unfit_samples(waveforms: Sequence[Tensor]) -> None:
+    """Refuse samples whose scale is not known.
+
+    Raises:
+        UserError: naming their dtype.
+    """
+    for samples in waveforms:
+        if not (samples.is_floating_point() or samples.dtype == torch.int16):
+            raise UserError(f"waveforms: samples must be int16 or floats in [-1, 1], not {samples.dtype}")
+
+
 def read_in_groups(
     clips: Iterable[tuple[str, AudioInput]], rate: int, seconds: float
 ) -> Iterator[list[NDArray[np.float32]]]:
     """Yield the samples of clips in groups of at least so much audio: a long list need not fit the memory."""
     group: list[NDArray[np.float32]] = []
+    room = seconds * SAMPLE_RATE
     for name, clip in clips:
         group.append(read_samples(clip, rate, LONGEST, name))
-        if sum(map(len, group)) >= seconds * SAMPLE_RATE:
+        room -= len(group[-1])
+        if room <= 0:
             yield group
-            group = []
+            group, room = [], seconds * SAMPLE_RATE
     if group:
         yield group
 
