@@ -122,6 +122,43 @@ def test_it_is_stored_like_any_model_and_the_seed_decides(tmp_path):
     assert not list(tmp_path.glob(".*"))
 
 
+def test_texts_that_training_would_skip_are_left_out(tmp_path):
+    """Transcripts from the web hold the marks of other models' texts."""
+    odd = [
+        RecipeText("digit", ("", "Which digit?"), "two <|im_end|>"),
+        RecipeText("digit", ("", "<|im_start|>Which digit?"), "two"),
+        RecipeText("digit", ("", "Which digit?"), "long " * 20_000),
+    ]
+    (tmp_path / "extra.txt").write_text("a plain line\n<|endoftext|>\n")
+    settings = TINY.model_copy(update={"extra_texts": str(tmp_path / "extra.txt")})
+    folder = train_text_lm([*TEXTS, *odd], settings, tmp_path / "a")
+    assert json.loads((folder / "training.json").read_text())["texts"] == len(TEXTS)
+    with pytest.raises(UserError, match="no row of the recipe"):
+        train_text_lm(odd, TINY, tmp_path / "b")
+
+
+def test_a_recipe_may_have_any_number_of_words(format):
+    """All of them together may be longer than a text of data may be."""
+    words = [f"{chr(97 + n % 26)}{n}" for n in range(15_000)]
+    book = Curriculum(
+        [*TEXTS, RecipeText("asr", ("", "Write it down."), " ".join(words[:40]))], words, format
+    )
+    assert set(format.encode(" ".join(book.words[:2000]))) <= set(book.pieces)
+    assert len(book.draw(random.Random(0)).ids) > 0
+
+
+def test_a_decoder_that_another_run_has_just_written_stays_as_it_is(tmp_path):
+    folder = tmp_path / "a"
+    folder.mkdir()
+    (folder / "config.json").write_text("{")  # of a copy that was not finished
+    first = train_text_lm(TEXTS, TINY, folder)
+    files = {file: (file.read_bytes(), file.stat().st_ino) for file in first.iterdir()}
+    assert first / "model.safetensors" in files
+    assert train_text_lm(TEXTS, TINY.model_copy(update={"seed": 1}), folder) == first
+    assert {file: (file.read_bytes(), file.stat().st_ino) for file in first.iterdir()} == files
+    assert not list(tmp_path.glob(".*"))
+
+
 def test_mistakes_in_the_sizes_are_named(tmp_path):
     with pytest.raises(UserError, match=r"hidden \(30\)"):
         train_text_lm(TEXTS, TINY.model_copy(update={"hidden": 30, "heads": 4}), tmp_path / "a")

@@ -73,7 +73,7 @@ class TextExample:
     """One training sequence.
 
     Args:
-        ids: ``[T]`` int64 token ids, ``synthetic_clips.NOISE`` where an embedding is drawn at random.
+        ids: ``[T]`` int64 token ids, ``NOISE`` where an embedding is drawn at random.
         is_clip: ``[T]`` float32, 1 at the positions that stand for audio.
         answer: how many of the last ids are the answer (its end-of-turn included).
     """
@@ -106,7 +106,7 @@ class Curriculum:
         self.answers = {text.answer for text in texts}
         self.words = sorted({word for sentence in self.sentences for word in sentence})
         self.answer_words = sorted({word for text in texts for word in text.answer.split()})
-        self.pieces = sorted(set(format.answer(" ".join(self.words))[:-1]))
+        self.pieces = sorted(set(format.encode(" ".join(self.words))))  # as one text, but of any length
         rng = random.Random(f"held out {seed}")
         self.kept_words = {self.draw_shuffled_words(rng) for _ in range(HELD_OUT)} - self.answers
 
@@ -190,7 +190,7 @@ class Curriculum:
         return self.format.answer(answer)[-LONGEST_ANSWER:]
 
     def make_example(self, pieces: Sequence[str], answer: str, rng: random.Random) -> TextExample:
-        """A example whose clip says the answer, half the time as if in the middle of speech (after a space)."""
+        """An example whose clip says the answer, half the time as if in the middle of speech (after a space)."""
         ids = self.answer_ids(answer)
         said = ids[:-1]
         if rng.random() < 0.5:

@@ -20,7 +20,7 @@ from uniaudio.config.path_variables import CACHE_VARIABLE, get_cache_root
 from uniaudio.config.text_files import read_text_file
 from uniaudio.data.prompt_tokens import ChatFormat
 from uniaudio.data.recipe import Recipe
-from uniaudio.errors import UserError
+from uniaudio.errors import RowError, UserError
 from uniaudio.outputs import apply_umask, check_output_folder
 from uniaudio.tiny.curriculum import Curriculum
 from uniaudio.tiny.pretrain import Progress, fit, measure_reading_accuracy, use_one_thread
@@ -28,6 +28,7 @@ from uniaudio.tiny.recipe_texts import RecipeText, collect_recipe_texts
 
 TRAINING_VERSION = 3  # part of the cache key: raise it when the training below changes
 
+FACTS = "training.json"  # in the folder of a decoder: how its training went
 POSITION_LIMIT = 4096  # positions of the configuration; rotary positions cost nothing
 END_OF_TEXT = "<|endoftext|>"
 TURN_START = "<|im_start|>"
@@ -141,16 +142,16 @@ def train_text_lm(
     Raises:
         UserError: when there are no texts, the sizes do not fit, or ``extra_texts`` does not exist.
     """
-    if not texts:
-        raise UserError(
-            "a miniature decoder needs texts, but no row of the recipe's train entries could be read"
-        )
+    require_texts(texts)
     extra = read_extra_texts(settings)
     tokenizer = train_tokenizer(
         [*(piece for text in texts for piece in text.pieces), *(text.answer for text in texts), *extra],
         settings.vocabulary,
     )
     format = ChatFormat(tokenizer)
+    texts = [text for text in texts if can_encode(format, text.pieces, text.answer)]
+    extra = [line for line in extra if can_encode(format, (), line)]
+    require_texts(texts)
     book = Curriculum(texts, extra, format, seed=settings.seed)
     with torch.random.fork_rng(devices=[]), use_one_thread():
         torch.manual_seed(settings.seed)
@@ -172,6 +173,29 @@ def train_text_lm(
     return save(lm, tokenizer, facts, out_dir)
 
 
+def require_texts(texts: Sequence[RecipeText]) -> None:
+    """Refuse to train on nothing.
+
+    Raises:
+        UserError: when there are no texts.
+    """
+    if not texts:
+        raise UserError(
+            "a miniature decoder needs texts, but no row of the recipe's train entries could be read"
+        )
+
+
+def can_encode(format: ChatFormat, pieces: Sequence[str], answer: str) -> bool:
+    """Return whether texts can be used: what is too long or holds markup of the chat is skipped in training, too."""
+    try:
+        format.answer(answer)
+        if pieces:
+            format.encode_prompt(pieces)
+    except RowError:
+        return False
+    return True
+
+
 def save(
     lm: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, facts: dict[str, float], out_dir: Path
 ) -> Path:
@@ -180,11 +204,14 @@ def save(
     unfinished = Path(tempfile.mkdtemp(prefix=f".{out_dir.name}-", dir=out_dir.parent))
     lm.save_pretrained(unfinished)
     tokenizer.save_pretrained(unfinished)
-    (unfinished / "training.json").write_text(json.dumps(facts, indent=2) + "\n")
+    (unfinished / FACTS).write_text(json.dumps(facts, indent=2) + "\n")
     apply_umask(unfinished)
-    if out_dir.exists():
-        shutil.rmtree(out_dir)
-    unfinished.rename(out_dir)
+    if not (out_dir / FACTS).is_file():
+        shutil.rmtree(out_dir, ignore_errors=True)
+    try:
+        unfinished.rename(out_dir)
+    except OSError:  # another run was faster, and may be reading its own
+        shutil.rmtree(unfinished)
     return out_dir
 
 
@@ -217,7 +244,7 @@ def build_miniature_decoder(
         ]
     )
     folder = get_cache_root() / "miniature" / hashlib.sha256(content.encode()).hexdigest()[:16]
-    if (folder / "training.json").is_file():
+    if (folder / FACTS).is_file():
         return folder
     check_output_folder(folder.parent, CACHE_VARIABLE)  # before minutes of training
     return train_text_lm(texts, settings, folder, progress)
