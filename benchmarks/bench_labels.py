@@ -14,7 +14,6 @@ vocabulary of 151,936, where the head costs most.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from measure import Benchmark, Run, main, time_steps
@@ -83,8 +82,7 @@ def prepare(side: str, case: str) -> Callable[[], Tensor | None]:
 def generate(decoder: TextDecoder, prompts: Ragged, tokens: int) -> None:
     """Continue the prompts by so many tokens."""
     padded, mask = pad_left(prompts)
-    greedy: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
-    decoder.generate(padded, mask, max_new_tokens=tokens, eos_token_id=None, pad_token_id=0, **greedy)
+    decoder.generate(padded, mask, max_new_tokens=tokens, do_sample=False, pad_token_id=0)
 
 
 def alone(decoder: TextDecoder, prompt: Tensor, labels: Ragged) -> Tensor:

@@ -171,10 +171,7 @@ def labels(setting: Setting) -> Iterator[Row]:
 
     def generated() -> Tensor:
         padded, mask = pad_left(prompts)
-        greedy: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
-        return decoder.generate(
-            padded, mask, max_new_tokens=LABEL_TOKENS, eos_token_id=None, pad_token_id=0, **greedy
-        )
+        return decoder.generate(padded, mask, max_new_tokens=LABEL_TOKENS, do_sample=False, pad_token_id=0)
 
     off, on = (fastest(action, setting) for action in (generated, scored))
     yield {

@@ -211,6 +211,8 @@ def test_one_set_of_weights_is_fetched(hub, models, zoo, tmp_path):
     sharded = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
     index = "model.safetensors.index.json"
     assert choose_model_files([*sharded, index, "consolidated.safetensors"]) == [index, *sharded]
+    others = [f"model.safetensors-0000{number}-of-00002.safetensors" for number in (1, 2)]
+    assert choose_model_files([index, *others]) == [index, *others]
     folder = find_model_folder("random:openai/whisper-base", None)
     assert [file.name for file in folder.iterdir()] == ["config.json"]
     loaded = load_audio_encoder(EncoderConfig(path="openai/whisper-base"), "encoders.whisper")

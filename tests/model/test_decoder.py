@@ -18,12 +18,16 @@ from transformers import (
     MistralForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
+    WhisperConfig,
+    WhisperForConditionalGeneration,
 )
 
 from uniaudio.errors import UserError
 from uniaudio.model.attention import Segments, packed_attention
 from uniaudio.model.decoder import TextDecoder
+from uniaudio.model.decoder_limits import refuse_without_generation
 from uniaudio.model.decoder_loading import load_decoder
+from uniaudio.model.whisper_decoder import load_whisper_decoder
 from uniaudio.ragged import Ragged
 
 SIZES = {
@@ -106,6 +110,54 @@ def test_random_weights_are_a_function_of_the_seed(qwen, tmp_path):
     assert drawn[0].identity["sha256"] == load_decoder(str(tmp_path)).identity["sha256"]
     rotary = drawn[0].lm.base_model.rotary_emb.inv_freq
     assert rotary.dtype == torch.float32
+
+
+def test_a_decoder_that_scales_what_it_looks_up_itself_is_refused(qwen):
+    """As MiniCPM's own code does: embeddings that are given are taken as they are."""
+    forward = qwen.model.forward
+
+    def scaled(input_ids=None, inputs_embeds=None, **settings):
+        if input_ids is not None:
+            inputs_embeds = qwen.get_input_embeddings()(input_ids) * 12
+        return forward(inputs_embeds=inputs_embeds, **settings)
+
+    qwen.model.forward = scaled
+    with pytest.raises(UserError, match="gives other results from embeddings than from token ids"):
+        TextDecoder(qwen)
+
+
+def test_a_class_without_generation_is_refused():
+    class Reader(torch.nn.Module): ...
+
+    with pytest.raises(UserError, match="Reader cannot generate from embeddings"):
+        refuse_without_generation(Reader)
+
+
+@pytest.mark.parametrize("kind", ["causal", "whisper"])
+@pytest.mark.parametrize("train", ["frozen", "lora", "full"])
+def test_weights_that_are_all_trained_are_kept_in_float32(qwen, tmp_path, kind, train):
+    if kind == "causal":
+        qwen.save_pretrained(tmp_path)
+        load = load_decoder
+    else:
+        sizes = {"d_model": 32, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2}
+        stock = WhisperConfig(
+            **sizes, decoder_attention_heads=2, decoder_ffn_dim=32, vocab_size=60, pad_token_id=0
+        )
+        WhisperForConditionalGeneration(stock).save_pretrained(tmp_path)
+        load = load_whisper_decoder
+    decoder = load(str(tmp_path), dtype="bfloat16", train=train)
+    dtypes = {name: parameter.dtype for name, parameter in decoder.named_parameters() if "lora_" not in name}
+    assert set(dtypes.values()) == {torch.float32 if train == "full" else torch.bfloat16}
+
+
+def test_random_weights_need_no_weights(qwen, tmp_path):
+    """Pickles are refused because reading them can run code; here nothing of them is read."""
+    qwen.config.save_pretrained(tmp_path)
+    (tmp_path / "pytorch_model.bin").write_bytes(b"pickle")
+    assert load_decoder(f"random:{tmp_path}").dim == qwen.config.hidden_size
+    with pytest.raises(UserError, match=r"holds its weights as pytorch_model\.bin, a pickle"):
+        load_decoder(str(tmp_path))
 
 
 @pytest.mark.parametrize("causal", [True, False])

@@ -1,5 +1,6 @@
 """Tiny decoders of many families: each is read and answers, or one sentence says why not."""
 
+import copy
 import io
 
 import pytest
@@ -92,6 +93,8 @@ def test_what_check_needs_is_known_without_weights(family):
     [
         ("falcon_h1", "FalconH1ForCausalLM cannot generate from embeddings"),
         ("openai-gpt", "cannot generate from embeddings"),
+        ("gemma3n", "gemma3n looks token ids up in every layer"),
+        ("gemma3n_text", "gemma3n_text looks token ids up in every layer"),
         ("t5", "t5 is an encoder-decoder model"),
         ("bart", "bart is an encoder-decoder model"),
         ("whisper", "set decoder.kind: whisper"),
@@ -155,6 +158,36 @@ def test_losses_fall_whatever_is_trained(family, how, dtype):
         optimizer.step()
         losses.append(float(loss))
     assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize("how", ["frozen", "lora"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_layers_that_recompute_change_no_number(family, how):
+    """In training; OPT's layers have dropout, which must not begin in a frozen one."""
+    plain = make_decoder(family, how).train()
+    other = copy.deepcopy(plain)
+    other.recompute()
+    other = copy.deepcopy(other).train()  # as the teacher of a stage is copied
+    embeds = 0.5 * torch.randn(16, plain.dim)
+    results, kept = [], []
+
+    def pack(tensor):
+        kept[-1][tensor.untyped_storage()._cdata] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    for decoder in (plain, other):
+        kept.append({})
+        given = embeds.clone().requires_grad_()
+        torch.manual_seed(3)
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            loss = answer_loss(decoder, given)
+        loss.backward()
+        gradients = [p.grad for p in decoder.parameters() if p.requires_grad]
+        assert bool(gradients) == (how == "lora")
+        results.append([loss.detach(), given.grad, *gradients])
+    for one, same in zip(*results, strict=True):
+        torch.testing.assert_close(same, one, rtol=1e-6, atol=1e-7)
+    assert sum(kept[1].values()) < sum(kept[0].values())
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -117,6 +117,15 @@ def test_forward_and_gradient_against_loops(shape, bias):
     np.testing.assert_allclose(x.grad.reshape(-1, 32), expected, atol=1e-5 * np.abs(expected).max())
 
 
+@pytest.mark.parametrize("shape", [(0,), (2, 0)])
+def test_no_rows_give_no_rows(shape):
+    """As for an expert that no token chose."""
+    x = torch.zeros(*shape, 32, requires_grad=True)
+    y = Float8Linear(linear(32, 48))(x)
+    y.sum().backward()
+    assert (y.shape, x.grad.shape) == ((*shape, 48), (*shape, 32))
+
+
 def test_gradient_is_that_of_the_rounded_weight():
     """But for the rounding of the gradient itself, which is as likely up as down."""
     plain = linear(256, 128)

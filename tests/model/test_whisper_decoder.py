@@ -70,6 +70,30 @@ def test_loss_and_gradient_equal_the_stock_model_on_each_row_alone(folder):
         torch.testing.assert_close(parameter.grad, single[name].grad, atol=1e-5, rtol=1e-4)
 
 
+def test_a_frozen_decoder_stores_no_logits(folder):
+    ids, frames = rows()
+    places, labels = torch.tensor([1, 2, 6, 9]), torch.tensor([7, 8, 9, 10])
+    results, stored = {}, []
+
+    def pack(tensor):
+        stored.extend(tensor.shape[-1:])
+        return tensor
+
+    for train in ("full", "frozen", "lora"):
+        reader = load_whisper_decoder(folder, train=train)
+        values = frames.values.clone().requires_grad_()
+        hidden = reader.hidden(ids.with_values(reader.embed(ids.values)), frames.with_values(values))
+        stored.clear()
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            total, per_token, right = reader.losses(hidden[places], labels, chunk=3)
+        assert (60 in stored) == (train == "full")
+        total.backward()
+        results[train] = (per_token, right, values.grad)
+    for train in ("frozen", "lora"):
+        for one, other in zip(results[train], results["full"], strict=True):
+            torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
+
+
 def test_frozen_or_low_rank(folder):
     frozen = load_whisper_decoder(folder).train()
     assert not frozen.training

@@ -95,11 +95,11 @@ def load_exported_model(chosen: ModelSpec, device: torch.device) -> LoadedModel:
     tokenizer = load_tokenizer(config.decoder, chosen.path)
     encoder = load_audio_encoder(settings, chosen.path)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    if (place := values.get("decoder_path")) is not None:
-        kind = "bfloat16" if dtype == torch.bfloat16 else "float32"
-        decoder = load_decoder(place, values.get("decoder_revision"), kind, device=device)
-    else:
-        with convert_to_user_error(f"{folder}: its language model cannot be loaded"):
+    with convert_to_user_error(f"{folder}: its language model cannot be loaded"):
+        if (place := values.get("decoder_path")) is not None:
+            kind = "bfloat16" if dtype == torch.bfloat16 else "float32"
+            decoder = load_decoder(place, values.get("decoder_revision"), kind, device=device)
+        else:
             decoder = TextDecoder(load_language_model(values, folder, target, dtype).to(device))
     if target is None:
         adapter = rebuild_part(values.get("adapter"), Adapter, folder)

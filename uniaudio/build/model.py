@@ -264,7 +264,8 @@ def read_decoder_config(config: RunConfig) -> PretrainedConfig:
         refuse_unusable_files(settings.folder, "decoder.path")
     with prefix_user_errors("decoder.path"):
         folder = fetch_model_config(settings.folder, settings.revision)
-    refuse_unusable_files(settings.folder, "decoder.path", settings.revision)
+    if not settings.path.startswith(RANDOM):
+        refuse_unusable_files(settings.folder, "decoder.path", settings.revision)
     with convert_to_user_error(f"decoder.path: the config.json of {settings.folder} cannot be read"):
         if json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type") == HF_LM:
             raise UserError(

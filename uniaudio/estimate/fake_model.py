@@ -137,15 +137,14 @@ def build_meta_decoder(
     """Build the decoder on the meta device, trained as the config says."""
     settings, architecture = config.decoder, copy.deepcopy(architecture)
     architecture.pad_token_id = 0  # the stated one may lie outside of a small vocabulary
+    dtype = torch.float32 if settings.train == "full" else dtype
     if isinstance(architecture, WhisperConfig):
         stock = WhisperDecoder(architecture)
         whisper = WhisperTextDecoder(stock.to(dtype))
         make_trainable(whisper, stock, settings.train, settings.lora, 0)
         return whisper
     with convert_to_user_error(f"decoder: a {architecture.model_type} model cannot be built without weights"):
-        lm = AutoModelForCausalLM.from_config(
-            use_stock_attention(architecture), dtype=torch.float32 if settings.train == "full" else dtype
-        )
+        lm = AutoModelForCausalLM.from_config(use_stock_attention(architecture), dtype=dtype)
     with torch.device("cpu"):  # of what describes rows
         decoder = TextDecoder(lm, settings.attention)
     if settings.dtype == FP8:

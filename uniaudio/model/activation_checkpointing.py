@@ -4,18 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextvars import ContextVar
+from functools import partial
+from types import MethodType
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from uniaudio.model.depth_injection import find_stock_layers
 
 # what runs a layer that recomputes; the memory estimate puts a recorder in its place
 LAYER_CHECKPOINT: ContextVar[Callable[..., Any]] = ContextVar("LAYER_CHECKPOINT", default=checkpoint)
 
 
-def run_layer(recomputes: bool, layer: Callable[..., Tensor], *given: Any) -> Tensor:
+def run_layer(recomputes: bool, layer: Callable[..., Any], *given: Any) -> Any:
     """Call a layer; where it ``recomputes`` and a graph is built, only what it was ``given`` is kept.
 
     The random state and autocast of the forward are those of the second one, so dropout hides the same and no number
@@ -23,8 +28,33 @@ def run_layer(recomputes: bool, layer: Callable[..., Tensor], *given: Any) -> Te
     """
     if not (recomputes and torch.is_grad_enabled()):
         return layer(*given)
-    result: Tensor = LAYER_CHECKPOINT.get()(layer, *given, use_reentrant=False)
-    return result
+    run = checkpoint if torch.compiler.is_compiling() else LAYER_CHECKPOINT.get()
+    return run(layer, *given, use_reentrant=False)
+
+
+def find_recomputable_layers(model: PreTrainedModel) -> list[nn.Module]:
+    """Return the layers of a stock model that may be run a second time; none where its class says that it cannot."""
+    if not model.supports_gradient_checkpointing:
+        return []
+    layers: list[nn.Module] = [
+        part for part in model.modules() if isinstance(part, GradientCheckpointingLayer)
+    ]
+    return layers or find_stock_layers(model)
+
+
+def recompute_layer(layer: nn.Module) -> None:
+    """Let a layer of a stock model drop and make again what it computes, in eval mode too.
+
+    The switch of transformers works in training mode alone, in which the layers of a frozen model would drop some of
+    their activations at random.
+    """
+    part: Any = layer
+    part.forward = MethodType(run_recomputed, layer)  # which a copy of the layer gets for itself
+
+
+def run_recomputed(layer: nn.Module, *given: Any, **settings: Any) -> Any:
+    """Run the ``forward`` of a layer's class; only what was ``given`` is kept for the backward."""
+    return run_layer(True, partial(type(layer).forward, layer, **settings), *given)
 
 
 def recompute_stock_layers(model: PreTrainedModel) -> None:

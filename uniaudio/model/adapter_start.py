@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from itertools import islice
 
 import torch
 from jaxtyping import Float
@@ -48,9 +49,7 @@ def start_adapter(
     was_training = model.training
     model.eval()
     groups, targets, weights = [], [], []
-    for number, batch in enumerate(batches):
-        if number == examples:
-            break
+    for batch in islice(batches, examples):
         moved = batch.to(next(adapter.parameters()).device)
         encoded = model.encode(moved, model.decoder.embed(moved.tokens.values))
         grouped = adapter.group_frames(encoded.frames)

@@ -9,10 +9,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.profiler import record_function
-from transformers import PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel
 
 from uniaudio.errors import UserError, convert_to_user_error
-from uniaudio.model.activation_checkpointing import recompute_stock_layers
+from uniaudio.model.activation_checkpointing import find_recomputable_layers, recompute_layer
 from uniaudio.model.attention import PACKED, Segments, register_packed_attention
 from uniaudio.model.cross_entropy import frozen_head_cross_entropy
 from uniaudio.model.decoder_limits import (
@@ -54,6 +54,8 @@ class TextDecoder(nn.Module):
     ) -> None:
         super().__init__()
         self.lm = lm.requires_grad_(False).eval()
+        # a model's own may have penalties, beams or sampling, which nobody has asked for here
+        self.lm.generation_config = GenerationConfig()
         self.dim = lm.get_input_embeddings().embedding_dim
         self.identity = identity or {}
         self.recomputes = False
@@ -71,18 +73,11 @@ class TextDecoder(nn.Module):
         self.plain_head = self.has_plain_head()
         self.positions = find_position_limit(lm)
         self.pads_exactly = self.can_pad_prompts()
+        self.require_same_from_embeddings()
 
     def train(self, mode: bool = True) -> TextDecoder:
-        """Stay in eval mode unless something is trained: frozen means frozen, dropout included.
-
-        Layers that recompute carry the flag of training themselves, without what is inside them: the stock layers
-        look at it before they drop their activations.
-        """
-        super().train(mode and any(p.requires_grad for p in self.parameters()))
-        for part in self.lm.modules() if self.recomputes else ():
-            if hasattr(part, "gradient_checkpointing"):
-                part.training = mode
-        return self
+        """Stay in eval mode unless something is trained: frozen means frozen, dropout included."""
+        return super().train(mode and any(p.requires_grad for p in self.parameters()))
 
     def inject_after(self, layers: Sequence[int]) -> None:
         """Read wide rows from now on, whose features are added behind these layers.
@@ -97,13 +92,13 @@ class TextDecoder(nn.Module):
         return rows if self.injection is None else self.injection.split(rows, once)
 
     def clear_features(self) -> None:
-        """Forget the features of rows, unless the layers will run again in the backward."""
-        if self.injection is not None and not (self.recomputes and torch.is_grad_enabled()):
+        """Forget the features of rows; layers that run again in the backward do so without their hooks."""
+        if self.injection is not None:
             self.injection.clear()
 
     def can_recompute(self) -> bool:
-        """Return whether the stock model has a switch for it."""
-        return bool(self.lm.supports_gradient_checkpointing)
+        """Return whether the stock model has layers that may be run a second time."""
+        return bool(find_recomputable_layers(self.lm))
 
     def recompute(self) -> None:
         """Drop the activations inside the layers after the forward and make them again in the backward.
@@ -111,12 +106,11 @@ class TextDecoder(nn.Module):
         Raises:
             UserError: when the architecture cannot.
         """
-        try:
-            recompute_stock_layers(self.lm)
-        except ValueError as problem:
-            raise UserError(
-                f"decoder.recompute: {type(self.lm).__name__} cannot recompute; leave it out"
-            ) from problem
+        layers = find_recomputable_layers(self.lm)
+        if not layers:
+            raise UserError(f"decoder.recompute: {type(self.lm).__name__} cannot recompute; leave it out")
+        for layer in layers:
+            recompute_layer(layer)
         self.recomputes = True
 
     def embed(self, ids: Int[Tensor, " T"]) -> Float[Tensor, "T D"]:
@@ -179,12 +173,25 @@ class TextDecoder(nn.Module):
         """Switch the implementation for the calls that follow; layers read it from the shared config."""
         self.lm.config._attn_implementation = name
 
-    def generate(self, embeds: Float[Tensor, "B L D"], mask: Int[Tensor, "B L"], **settings: Any) -> Any:
-        """Continue rows padded on the left with the stock model and its cache, in layers that are not compiled."""
+    def generate(
+        self,
+        embeds: Float[Tensor, "B L D"],
+        mask: Int[Tensor, "B L"],
+        logits_processor: list[Any] | None = None,
+        **settings: Any,
+    ) -> Any:
+        """Continue rows padded on the left with the stock model and its cache, in layers that are not compiled.
+
+        Args:
+            settings: of a ``GenerationConfig``; what they leave out is transformers' default.
+        """
         self.set_attention(self.stock_attention)
         with torch.compiler.set_stance("force_eager"):  # the cache grows with every token
             return self.lm.generate(
-                inputs_embeds=self.split_rows(embeds, once=True), attention_mask=mask, **settings
+                inputs_embeds=self.split_rows(embeds, once=True),
+                attention_mask=mask,
+                generation_config=GenerationConfig(**settings),
+                logits_processor=logits_processor,
             )
 
     @property
@@ -248,6 +255,27 @@ class TextDecoder(nn.Module):
         return close(together.logits[0][1], alone.logits[0][0])
 
     @torch.no_grad()
+    def require_same_from_embeddings(self) -> None:
+        """Compare four tokens by their ids with the same by their embeddings: audio tokens have no ids.
+
+        Raises:
+            UserError: when it makes something else of them, such as by a factor that only ids get.
+        """
+        if self.lm.device.type == "meta":
+            return
+        self.set_attention(self.stock_attention)
+        ids = torch.arange(4, device=self.lm.device)[None] % self.vocabulary
+        by_ids, by_embeddings = (
+            self.lm.base_model(**given, use_cache=False).last_hidden_state
+            for given in ({"input_ids": ids}, {"inputs_embeds": self.embed(ids)})
+        )
+        if not close(by_embeddings, by_ids):
+            raise UserError(
+                f"decoder.path: {type(self.lm).__name__} gives other results from embeddings than from token ids; use "
+                "another decoder"
+            )
+
+    @torch.no_grad()
     def has_plain_head(self) -> bool:
         """Compare the head alone with the whole model on four tokens, so that no architecture is judged by its name.
 
@@ -258,7 +286,7 @@ class TextDecoder(nn.Module):
         if self.lm.device.type == "meta":
             return all(getattr(config, name, None) is None for name in LOGIT_SETTINGS)
         self.set_attention(self.stock_attention)
-        ids = torch.arange(4, device=self.lm.device)[None] % self.lm.get_input_embeddings().num_embeddings
+        ids = torch.arange(4, device=self.lm.device)[None] % self.vocabulary
         hidden = self.lm.base_model(input_ids=ids, use_cache=False).last_hidden_state[0]
         stock = self.lm(input_ids=ids, use_cache=False).logits[0].float()
         logits = self.logits(hidden)

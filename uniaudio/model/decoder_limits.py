@@ -22,7 +22,7 @@ def refuse_unusable_class(config: PretrainedConfig) -> None:
     """Refuse a decoder by its configuration, without its weights; classes of foreign code are not looked at.
 
     Raises:
-        UserError: when it has an encoder of text, is no causal language model, or generates from ids alone.
+        UserError: when it has an encoder of text, is no causal language model, or needs ids beside embeddings.
     """
     if config.is_encoder_decoder:
         raise UserError(
@@ -42,6 +42,11 @@ def refuse_unusable_class(config: PretrainedConfig) -> None:
         raise UserError(
             f"decoder.path: {config.model_type} is not a causal language model that transformers "
             "knows; use another one"
+        )
+    if getattr(config.get_text_config(), "hidden_size_per_layer_input", None):
+        raise UserError(
+            f"decoder.path: {config.model_type} looks token ids up in every layer, which audio tokens do not have; "
+            "use another decoder"
         )
     refuse_without_generation(MODEL_FOR_CAUSAL_LM_MAPPING[type(config)])
 
@@ -72,8 +77,8 @@ def refuse_without_generation(kind: type[PreTrainedModel]) -> None:
     Raises:
         UserError: naming the class.
     """
-    taken = inspect.signature(kind.prepare_inputs_for_generation).parameters
-    if "inputs_embeds" not in taken:
+    prepare = getattr(kind, "prepare_inputs_for_generation", None)  # foreign code may have none
+    if prepare is None or "inputs_embeds" not in inspect.signature(prepare).parameters:
         raise UserError(
             f"decoder.path: {kind.__name__} cannot generate from embeddings, so it could be trained "
             "but never answer; use another decoder"

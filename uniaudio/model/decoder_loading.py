@@ -41,7 +41,7 @@ def load_decoder(
 
     Args:
         path: ``random:`` before it draws the weights from ``seed``.
-        train: ``frozen``, ``lora`` or ``full``; in full it is kept in fp32, for small steps are lost in bf16.
+        train: ``frozen``, ``lora`` or ``full``; in full it is kept in fp32, whatever ``dtype`` says.
 
     Raises:
         UserError: when it cannot be found, is no causal language model, is an adapter, lacks weights, holds pickles
@@ -50,13 +50,12 @@ def load_decoder(
     name = path.removeprefix(RANDOM)
     with prefix_user_errors("decoder.path"):
         commit = pin_revision(name, revision)
-    refuse_unusable_files(name, "decoder.path", commit)
+    if not path.startswith(RANDOM):
+        refuse_unusable_files(name, "decoder.path", commit)
     device = torch.device(device)
     if dtype == FP8:
         refuse_without_units()
-    # a model that engines will spread is put together on the CPU of a machine with GPUs
-    rough = torch.bfloat16 if torch.cuda.is_available() and train != "full" else torch.float32
-    kind = DTYPES.get(dtype) or rough
+    kind = choose_dtype(dtype, train)
     lm = load_causal_lm(
         name, revision, commit, kind, trust_remote_code, seed if path.startswith(RANDOM) else None
     )
@@ -65,6 +64,18 @@ def load_decoder(
         convert_to_float8(lm.base_model)
     make_trainable(decoder, lm.base_model, train, lora, seed)
     return decoder
+
+
+def choose_dtype(stated: str, train: str) -> torch.dtype:
+    """Return the dtype that a decoder's weights are loaded in: float32 where they are all trained.
+
+    Args:
+        stated: ``decoder.dtype``. train: ``decoder.train``.
+    """
+    if train == "full":  # small steps are lost in bfloat16
+        return torch.float32
+    # a model that engines will spread is put together on the CPU of a machine with GPUs
+    return DTYPES.get(stated) or (torch.bfloat16 if torch.cuda.is_available() else torch.float32)
 
 
 def load_causal_lm(

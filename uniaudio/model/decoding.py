@@ -53,9 +53,6 @@ def continue_rows(
         mask,
         max_new_tokens=max_new_tokens,
         do_sample=False,
-        temperature=None,
-        top_p=None,
-        top_k=None,
         eos_token_id=end_of_turn,
         pad_token_id=pad,
         logits_processor=[partial(penalize_repetitions, repetition_penalty)]

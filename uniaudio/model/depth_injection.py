@@ -23,8 +23,7 @@ class DepthInjection:
     """Splits wide rows into what the first layer reads and what is added behind chosen layers.
 
     A row ``[(1 + K) * D]`` is an embedding and K features, which are zero at the places of text. So features go
-    wherever rows go: packed, padded, behind a shared prefix, into a cache. They are kept until the next call, because
-    layers that recompute run again in the backward.
+    wherever rows go: packed, padded, behind a shared prefix, into a cache.
 
     Args:
         lm: a causal language model, whose layers get hooks. layers: numbers of its layers, in the order of features.

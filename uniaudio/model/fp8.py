@@ -117,7 +117,7 @@ class Float8Linear(nn.Module):
 
     def forward(self, x: Float[Tensor, "*rows I"]) -> Float[Tensor, "*rows O"]:
         y = FrozenProduct.apply(x.reshape(-1, x.shape[-1]), self.weight, self.scale)
-        y = y.view(*x.shape[:-1], -1)
+        y = y.view(*x.shape[:-1], y.shape[-1])
         return y if self.bias is None else y + self.bias.to(y.dtype)
 
 

@@ -74,7 +74,7 @@ def read_branches(
 def continue_cache(
     decoder: Any, prefixes: Ragged, inputs: Ragged
 ) -> tuple[Float[Tensor, "B D"], Float[Tensor, "N D"]]:
-    """Return what ``branched`` returns, for any causal LM: the labels continue the cache of each prompt.
+    """Return what ``read_branches`` returns, for any causal LM: the labels continue the cache of each prompt.
 
     A model whose memory is a state and no cache of keys reads the prompt anew with every label.
     """

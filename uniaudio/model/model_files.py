@@ -74,7 +74,9 @@ def choose_model_files(names: Sequence[str]) -> list[str]:
     if WEIGHTS in weights:
         weights = [WEIGHTS]
     elif f"{WEIGHTS}.index.json" in top:
-        weights = [name for name in weights if SHARD.fullmatch(name)]
+        weights = [
+            name for name in weights if SHARD.fullmatch(name)
+        ] or weights  # shards may have other names
     return [name for name in top if name.endswith(".json")] + weights
 
 

@@ -22,9 +22,8 @@ def mask_mel(mel: Ragged, chunks_of_clip: Sequence[int], masks: Tensor) -> Ragge
     Args:
         mel: ``[F, M]``, one row of the ragged for each chunk of 30 s.
         chunks_of_clip: chunks of every clip, in order.
-        masks: ``[R, 4]`` int64 on the CPU: clip, axis, begin, width; in mel frames of 10 ms along time, in thousandths
-        of
-            the mel axis along frequency.
+        masks: ``[R, 4]`` int64 on the CPU: clip, axis, begin, width; in mel frames of 10 ms along time, in
+            thousandths of the mel axis along frequency.
 
     Returns:
         A new ragged; ``mel`` stays as it is.

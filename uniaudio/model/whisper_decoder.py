@@ -17,7 +17,7 @@ from uniaudio.model.adapters.base import Adapter
 from uniaudio.model.attention import Segments, packed_attention
 from uniaudio.model.audio_lm import AudioLM, ReadPrompts
 from uniaudio.model.decoder import compute_label_losses
-from uniaudio.model.decoder_loading import DTYPES, make_trainable
+from uniaudio.model.decoder_loading import choose_dtype, make_trainable
 from uniaudio.model.decoding import generate_with_cross_attention
 from uniaudio.model.encoders.weights import build_with_random_weights, fill, read_tensors
 from uniaudio.model.label_likelihoods import label_log_likelihoods
@@ -77,7 +77,7 @@ class WhisperTextDecoder(nn.Module):
 
     def embed(self, ids: Int[Tensor, " T"]) -> Float[Tensor, "T D"]:
         """Look token ids up; positions are added in ``hidden``."""
-        return self.decoder.embed_tokens(ids) * getattr(self.decoder, "embed_scale", 1.0)
+        return self.decoder.embed_tokens(ids)
 
     @property
     def vocabulary(self) -> int:
@@ -121,7 +121,10 @@ class WhisperTextDecoder(nn.Module):
         self, hidden: Float[Tensor, "L D"], labels: Int[Tensor, " L"], chunk: int
     ) -> tuple[Float[Tensor, ""], Float[Tensor, " L"], Bool[Tensor, " L"]]:
         """Return the summed loss, the loss of every label and whether the most likely token was right."""
-        return compute_label_losses(hidden, labels, chunk, self.decoder.embed_tokens, self.logits)
+        table = self.decoder.embed_tokens
+        # a frozen table is a plain head, whose logits need not be stored; a trained one, called, would look ids up
+        logits_of = self.logits if table.weight.requires_grad else None
+        return compute_label_losses(hidden, labels, chunk, table, logits_of)
 
     def logits(self, hidden: Float[Tensor, "L D"]) -> Float[Tensor, "L V"]:
         """Score every token of the vocabulary with its own embedding."""
@@ -270,9 +273,7 @@ def load_whisper_decoder(
                 fill(decoder, read_tensors(folder, PREFIXES), folder)
     except UserError as problem:
         raise UserError(f"decoder.path: {problem}; decoder.kind whisper needs a full checkpoint") from problem
-    device = torch.device(device)
-    rough = torch.bfloat16 if torch.cuda.is_available() and train != "full" else torch.float32
-    decoder = decoder.to(device, DTYPES.get(dtype) or rough)
+    decoder = decoder.to(device, choose_dtype(dtype, train))
     reader = WhisperTextDecoder(decoder, identify_base(path, revision))
     make_trainable(reader, decoder, train, lora, seed)
     return reader

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from transformers import GenerationConfig
 
 from uniaudio.data.collate import collate_prompts
 from uniaudio.data.prompt_tokens import ChatFormat
@@ -49,6 +50,22 @@ def test_answers_in_a_batch_equal_answers_alone_and_a_plain_loop(model, chat_tok
             embeds = torch.cat([row, model.decoder.embed(torch.tensor(ids, dtype=torch.long))])
             ids.append(int(model.decoder.lm(inputs_embeds=embeds[None]).logits[0, -1].argmax()))
         assert text == (format.answer_text(ids), format.end_of_turn not in ids)
+
+
+def test_answers_do_not_follow_the_generation_settings_of_the_decoders_folder(whisper, qwen, chat_tokenizer):
+    """Qwen2.5's has a penalty of repetitions, which the stock class applies to the tokens behind the padding."""
+    format = ChatFormat(chat_tokenizer)
+    answers = []
+    for settings in ({}, {"repetition_penalty": 50.0}, {"num_beams": 3}, {"suppress_tokens": [*range(300)]}):
+        qwen.generation_config = GenerationConfig(**settings)
+        torch.manual_seed(3)
+        adapter = StackAdapter(64, 50.0, 64)
+        model = AudioLM(WhisperAudioEncoder(whisper), adapter, TextDecoder(qwen)).eval()
+        answers.append(generate(model, prompts(model, format, [3000, 20_000]), format, 12))
+    qwen.config.repetition_penalty = 50.0  # as files of early releases of transformers have it
+    model = AudioLM(WhisperAudioEncoder(whisper), adapter, TextDecoder(qwen)).eval()
+    answers.append(generate(model, prompts(model, format, [3000, 20_000]), format, 12))
+    assert answers[1:] == answers[:1] * 4
 
 
 def test_the_penalty_of_repetitions_equals_a_plain_loop(model, chat_tokenizer):
