@@ -69,6 +69,13 @@ def test_the_encoder_of_the_documentation_keeps_the_contract(here):
     torch.testing.assert_close(frames.values, expected)
 
 
+def test_a_class_is_made_where_its_path_is_that_of_a_run(here):
+    """A class without a path has that of the working folder, which may be a run folder."""
+    (here / "checkpoints").mkdir()
+    encoder = build_encoder(run_config("my_encoder:MyEncoder", settings={"width": 8}))
+    assert type(encoder).__name__ == "MyEncoder"
+
+
 def test_the_fusion_of_the_documentation_keeps_the_contract(here):
     save_miniature("whisper", here / "first")
     save_miniature("ast", here / "second")

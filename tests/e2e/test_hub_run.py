@@ -12,15 +12,19 @@ from pathlib import Path
 import datasets
 import pyarrow.parquet as pq
 import pytest
+import torch
 from conftest import tiny_qwen, tiny_whisper
 from helpers.run_folders import latest_checkpoint
 from local_hub.clients import connect_clients, go_offline
 
+from uniaudio.build.encoders import load_encoder
+from uniaudio.build.model import load_model
 from uniaudio.cli import main
 from uniaudio.commands.train import run_training
 from uniaudio.config.run_files import load_run
 from uniaudio.config.strict_yaml import dump_yaml, load_yaml
 from uniaudio.data.sources.http import LOCATIONS, VERSIONS
+from uniaudio.model.model_files import CONFIG_FOLDERS
 from uniaudio.train.checkpoint.reading import load_checkpoint
 
 KINDS = {
@@ -132,6 +136,26 @@ def test_a_moved_repository_is_named_at_a_resume(hub_run, capsys):
     shutil.copyfile(file.with_name("train-00001-of-00003.parquet"), file)
     assert run_command("train", hub_run, "--resume") == 2
     assert "tones" in capsys.readouterr().err
+
+
+def test_a_run_keeps_the_commits_of_its_models(hub_run, chat_tokenizer, capsys):
+    """Repositories get new commits, often of their README alone; here the weights change, too."""
+    assert run_command("train", hub_run, "train.max_steps=4") == 0
+    models = hub_run.parent / "hub" / "models" / "me"
+    for name, model in (("whisper", tiny_whisper(1)), ("qwen", tiny_qwen(len(chat_tokenizer), 1))):
+        shutil.copytree(models / name, models / f"{name}@before")
+        for file in (models / name).glob("*.safetensors*"):
+            file.unlink()
+        model.save_pretrained(models / name)
+    CONFIG_FOLDERS.clear()  # as in a new process
+    decoder = load_model("out").model.decoder.lm.state_dict()
+    for name, tensor in tiny_qwen(len(chat_tokenizer)).state_dict().items():
+        assert torch.equal(decoder[name], tensor)
+    load_encoder("out")
+    capsys.readouterr()
+    assert run_command("train", hub_run, "--resume", "decoder.revision=main") == 2
+    assert "was trained with the decoder me/qwen" in capsys.readouterr().err
+    assert run_command("train", hub_run, "--resume") == 0
 
 
 @pytest.mark.slow

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 import torch
 
-from uniaudio.build.encoders import apply_options, build_encoder, find_checkpoint, is_run, name_run_encoder
+from uniaudio.build.encoders import (
+    apply_options,
+    build_encoder,
+    find_checkpoint,
+    is_run,
+    is_run_encoder,
+    name_run_encoder,
+)
+from uniaudio.build.model import read_decoder_config
 from uniaudio.config.encoders import EncoderConfig
 from uniaudio.config.model_spec import ModelSpec
 from uniaudio.config.run import RunConfig
@@ -36,7 +45,7 @@ def sketch_encoder(config: RunConfig) -> AudioEncoder | None:
     run_encoders: dict[str, AudioEncoder] = {}
     for name, settings in config.encoders.items():
         where = f"encoders.{name}"
-        if ":" not in settings.kind and is_run(settings.path):
+        if is_run_encoder(settings):
             run_encoder = sketch_run_encoder(settings, where, config.trust)
             if run_encoder is None:
                 return None
@@ -46,9 +55,18 @@ def sketch_encoder(config: RunConfig) -> AudioEncoder | None:
         if without_weights is None:
             return None
         sketched[name] = without_weights
+    prompt_width = find_prompt_width(config)
     with torch.device("meta"):
         changed = config.model_copy(update={"encoders": sketched})
-        return build_encoder(changed, prompt_dim=1, run_encoders=run_encoders)
+        return build_encoder(changed, prompt_width, run_encoders)
+
+
+def find_prompt_width(config: RunConfig) -> int:
+    """Return the width of the questions that a router reads; 1 where none does, or the decoder is not known."""
+    if getattr(config.fusion, "reads_prompt", False):
+        with suppress(UserError):
+            return int(getattr(read_decoder_config(config), "hidden_size", 1))
+    return 1
 
 
 def sketch_run_encoder(settings: EncoderConfig, where: str, trust: Trust) -> AudioEncoder | None:

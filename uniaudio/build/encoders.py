@@ -5,18 +5,20 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import nn
 
 from uniaudio.build.fusion import fuse
+from uniaudio.config.decoder import DecoderConfig
 from uniaudio.config.encoders import LISTENING, EncoderConfig, select_given
 from uniaudio.config.model_spec import ModelSpec, parse_model_spec
 from uniaudio.config.run import RunConfig
 from uniaudio.config.run_files import load_stored_run
 from uniaudio.config.trust import NO_TRUST, Trust
 from uniaudio.console import announce, make_console
-from uniaudio.errors import UserError, read_first_line
+from uniaudio.errors import UserError, convert_to_user_error, read_first_line
 from uniaudio.model.cached_encoder import keep_features
 from uniaudio.model.encoders.base import AudioEncoder
 from uniaudio.model.encoders.registry import choose_settings, find_family, is_local_path, load_audio_encoder
@@ -33,6 +35,7 @@ SAID: set[str] = set()  # what the console has been told of damaged checkpoints:
 PART = "encoder."  # what the names of its tensors begin with in a checkpoint
 # of a router that reads the question: [E, width of the question]
 READS_PROMPT = "encoder.dependent.read_prompt.weight"
+Settings = TypeVar("Settings", EncoderConfig, DecoderConfig)
 
 
 def choose_device() -> torch.device:
@@ -103,6 +106,11 @@ def is_run(spec: str) -> bool:
     )
 
 
+def is_run_encoder(settings: EncoderConfig) -> bool:
+    """Return whether the encoder is that of a run; a class of the user's own may be given the path of one."""
+    return ":" not in settings.kind and is_run(settings.path)
+
+
 def load_part(
     settings: EncoderConfig, where: str, seed: int, trust: Trust, run_encoder: AudioEncoder | None = None
 ) -> AudioEncoder:
@@ -114,7 +122,7 @@ def load_part(
     Raises:
         UserError: naming the key ``where``.
     """
-    if is_run(settings.path):
+    if is_run_encoder(settings):
         encoder = run_encoder
         if encoder is None:
             encoder = load_model_spec(name_run_encoder(settings), torch.device("cpu"), trust)
@@ -208,7 +216,11 @@ def add_imported_hashes(
 
 
 def identify_encoder(settings: EncoderConfig) -> dict[str, str]:
-    """Return a content hash or a Hub name with its commit; for a run, the hash of its trained tensors and bases."""
+    """Return a content hash or a Hub name with its commit; for a run, the hash of its trained tensors and bases.
+
+    Raises:
+        UserError: when there is no such model, or a run lacks a whole checkpoint or the averages that are asked for.
+    """
     if ":" in settings.kind:  # what such a class reads is its own affair, see ``add_imported_hashes``
         return {"path": f"{settings.kind} {settings.path}".strip()}
     if not is_run(settings.path):
@@ -216,9 +228,11 @@ def identify_encoder(settings: EncoderConfig) -> dict[str, str]:
     folder = find_checkpoint(settings.path)
     if folder is None:
         raise UserError(f"{settings.path} is a run folder without a complete checkpoint")
-    digest = hashlib.sha256()
     averages = (EMA,) if settings.path.endswith(AVERAGED) else ()
-    for name in (MODEL, *averages, "bases.json"):
+    if averages and not (folder / EMA).is_file():
+        raise UserError(f"{folder} has no moving averages; leave {AVERAGED} out")
+    digest = hashlib.sha256()
+    for name in (MODEL, *averages, BASES):
         digest.update((folder / name).read_bytes())
     return {"path": settings.path, "sha256": digest.hexdigest()}
 
@@ -277,8 +291,29 @@ def apply_options(config: RunConfig, model: ModelSpec) -> RunConfig:
 
 
 def read_stored_config(checkpoint: Checkpoint, trust: Trust = NO_TRUST) -> RunConfig:
-    """Read the config of a checkpoint, see ``load_stored_run``."""
-    return load_stored_run(checkpoint.path / "config.yaml", checkpoint.path.parent.parent, trust)
+    """Read the config of a checkpoint, see ``load_stored_run``, with the models that it was trained with."""
+    config = load_stored_run(checkpoint.path / CONFIG, checkpoint.path.parent.parent, trust)
+    return pin_models(config, checkpoint.bases)
+
+
+def pin_models(
+    config: RunConfig, bases: Mapping[str, Mapping[str, str]], keep_stated: bool = False
+) -> RunConfig:
+    """Return a config that takes models of the Hub from the commits of a checkpoint's bases, for branches move on.
+
+    Args:
+        keep_stated: leave a revision that the config states as it is.
+    """
+
+    def pin(name: str, settings: Settings) -> Settings:
+        base = bases.get(name, {})
+        is_other = base.get("path") != settings.path or (keep_stated and settings.revision is not None)
+        if is_other or "revision" not in base:
+            return settings
+        return settings.model_copy(update={"revision": base["revision"]})
+
+    encoders = {name: pin(f"encoder {name}", settings) for name, settings in config.encoders.items()}
+    return config.model_copy(update={"encoders": encoders, "decoder": pin("decoder", config.decoder)})
 
 
 class EncoderHolder(nn.Module):
@@ -298,13 +333,18 @@ def bring_encoder_to_stage(
 
 
 def read_prompt_width(config: RunConfig, checkpoint: Checkpoint) -> int | None:
-    """Return the width of the questions that the router of a checkpoint reads, if it reads any."""
+    """Return the width of the questions that the router of a checkpoint reads, if it reads any.
+
+    Raises:
+        UserError: when only the decoder can tell, and its configuration cannot be read.
+    """
+    if not getattr(config.fusion, "reads_prompt", False):
+        return None
     if READS_PROMPT in checkpoint.model:
         return checkpoint.model[READS_PROMPT].shape[1]
-    if getattr(config.fusion, "routers", None) is None:
-        return None
     kept = checkpoint.path.parent.parent / "decoder"  # the router is not trained yet, so the decoder tells
     path = str(kept) if kept.is_dir() else config.decoder.folder
     allowed = config.decoder.trust_remote_code and config.trust.remote_code
-    decoder = read_stock_config(path, config.decoder.revision, allowed)
+    with convert_to_user_error(f"decoder.path: the config.json of {path} cannot be read"):
+        decoder = read_stock_config(path, config.decoder.revision, allowed)
     return int(decoder.get_text_config().hidden_size)

@@ -32,8 +32,6 @@ def fingerprint_checkpoint(spec: str) -> str:
     folder = find_checkpoint(spec)
     if folder is None:
         raise UserError(f"{spec} is neither a checkpoint nor a run folder with a complete checkpoint")
-    if spec.endswith(AVERAGED) and not (folder / EMA).is_file():
-        raise UserError(f"{folder} has no moving averages; leave {AVERAGED} out")
     path = f"{folder}{AVERAGED}" if spec.endswith(AVERAGED) else str(folder)
     return identify_encoder(EncoderConfig(path=path))["sha256"]
 

@@ -10,6 +10,7 @@ from typing import Any
 from accelerate import Accelerator
 from torch import nn
 
+from uniaudio.build.encoders import pin_models
 from uniaudio.build.model import (
     LoadedModel,
     build_model,
@@ -238,6 +239,8 @@ class RunModels:
         checkpoint: Checkpoint | None,
     ) -> None:
         self.config, self.device = config, choose_building_device(accelerator)
+        # what the models are built from, when the run goes on: a revision that is stated now counts
+        self.pinned = config if checkpoint is None else pin_models(config, checkpoint.bases, keep_stated=True)
         self.run_dir = Path(config.output_dir)
         self.kept = self.run_dir / "decoder"
         self.miniature: Path | None = None  # one that is not in the run folder yet
@@ -245,7 +248,7 @@ class RunModels:
             self.miniature = train_miniature(config, recipes)
         path = find_decoder(config, self.kept) if self.miniature is None else str(self.miniature)
         markup = None if checkpoint is None else read_stored_markup(checkpoint)
-        loaded = build_model(config, path, self.device, markup)
+        loaded = build_model(self.pinned, path, self.device, markup)
         self.format, self.bases = loaded.format, loaded.bases
         require_same_weights(self.bases)
         if self.miniature is not None:
@@ -265,7 +268,7 @@ class RunModels:
         if model is not None:
             return model
         path = find_decoder(self.config, self.kept)
-        return build_model(self.config, path, self.device, self.format.markup).model
+        return build_model(self.pinned, path, self.device, self.format.markup).model
 
     def choose_recomputing(self, stage: int, engine: Engine) -> Recomputing:
         """Let parts of the model of a stage recompute their activations, and return which."""
