@@ -15,6 +15,7 @@ import pytest
 import soundfile
 from helpers.bird_folder import make_bird_folder
 from helpers.files import clip_bytes, write_parquet, write_tar
+from helpers.runs import write_run, write_weights
 from local_hub.clients import connect_clients
 from rich.console import Console
 
@@ -35,6 +36,7 @@ from uniaudio.data.sources.base import Row
 from uniaudio.errors import UserError
 from uniaudio.estimate import starting_config
 from uniaudio.estimate.starting_config import HostMachine
+from uniaudio.tiny.checkpoints import save_miniature_whisper
 
 SMALL = HostMachine(cores=2, memory_gib=16.0, gpus=0, gpu_gib=0.0)
 
@@ -833,3 +835,13 @@ def test_what_it_writes_passes_check_and_trains(
     assert "ok: no mistake found in config, recipes, templates, columns, rows" in screen.getvalue()
     assert run_training(config, None) == 0
     assert Run("runs/birds").step == 1
+
+
+def test_the_home_folder_may_be_written_as_a_tilde(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write_weights(write_run(tmp_path / "run", ["task"]), b"weights")
+    save_miniature_whisper(tmp_path / "model", d_model=16, layers=1)
+    chosen = starting_config.choose_models(SMALL, "~/run", "~/model")
+    assert chosen == (str(tmp_path / "run"), str(tmp_path / "model"))
+    with pytest.raises(UserError, match="--encoder ~/nothing: there is no such folder"):
+        starting_config.choose_models(SMALL, "~/nothing", None)

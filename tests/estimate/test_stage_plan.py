@@ -22,13 +22,14 @@ from uniaudio.checks.first_rows import AverageClip
 from uniaudio.cli import main
 from uniaudio.commands.plan import show_plan
 from uniaudio.config.run_files import load_run
-from uniaudio.config.strict_yaml import dump_yaml
+from uniaudio.config.strict_yaml import dump_yaml, load_yaml
+from uniaudio.data.recipe import load_recipe
 from uniaudio.errors import UserError
 from uniaudio.estimate import flops
 from uniaudio.estimate.fake_model import make_equal_clips
 from uniaudio.estimate.gpus import Machine
 from uniaudio.estimate.memory import ENGINES
-from uniaudio.estimate.stage_plan import plan_stage
+from uniaudio.estimate.stage_plan import plan_stage, sum_pass_hours
 from uniaudio.estimate.step_trace import count_attention_backward_flops, count_attention_flops
 from uniaudio.train.engines.base import Engine
 
@@ -102,6 +103,7 @@ DEPTH = {"adapter": {"depth": {"encoder_layers": [1], "decoder_layers": [0]}, "t
         {"encoders": {"whisper": {"path": "whisper", "train": "lora", "recompute": True}}},
         {"decoder": {"path": "whisper", "kind": "whisper"}},
         {"decoder": {"path": "whisper", "kind": "whisper", "recompute": True}},
+        {"decoder": {"path": "whisper", "kind": "whisper", "train": "full"}},
         GATE,
     ],
     ids=[
@@ -116,6 +118,7 @@ DEPTH = {"adapter": {"depth": {"encoder_layers": [1], "decoder_layers": [0]}, "t
         "lora recomputes",
         "whisper decoder",
         "whisper decoder recomputes",
+        "whisper decoder trained",
         "gate",
     ],
 )
@@ -146,6 +149,13 @@ def test_every_choice_costs_what_a_real_step_keeps_and_computes(run, changes, dt
     assert plan.cost.flops * 3 == pytest.approx(counter.get_total_flops(), rel=1e-3)
     assert plan.trained == sum(p.numel() for p in model.parameters() if p.requires_grad)
     assert plan.frozen == sum(p.nbytes for p in model.parameters() if not p.requires_grad)
+
+
+def test_a_router_that_reads_questions_is_as_wide_as_the_decoder(run):
+    config = run(**{**GATE, "fusion": {"kind": "mowe", "reads_prompt": True}})
+    plan = plan_stage(config, 0, CLIP, torch.float32)
+    model = build_model(config, config.decoder.path, torch.device("cpu")).model
+    assert plan.trained == sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
 def test_a_stage_that_trains_less_keeps_less(run):
@@ -255,6 +265,19 @@ def test_hours_follow_from_operations(run):
     assert plan_stage(run(), 0, CLIP, torch.float32, gpus=3).stage_hours == pytest.approx(
         plan.stage_hours / 2
     )
+
+
+@pytest.mark.parametrize(
+    ("card_hours", "split_hours", "wanted"),
+    [(9, {}, 9), (9, {"train": 2, "test": 1}, 2), (None, {"train": 2}, 2), (None, {"test": 1}, None)],
+)
+def test_a_pass_has_the_hours_of_the_splits_that_are_trained_on(tone_run, card_hours, split_hours, wanted):
+    card, recipe = (tone_run.parent / name for name in ("tones.yaml", "tone_recipe.yaml"))
+    values = load_yaml(card) | ({} if card_hours is None else {"hours": card_hours})
+    for split, hours in split_hours.items():
+        values["splits"][split]["hours"] = hours
+    card.write_text(dump_yaml(values))
+    assert sum_pass_hours(load_recipe(str(recipe))) == wanted
 
 
 def test_the_command_reads_the_data_and_prints_every_engine(tone_run, capsys):

@@ -45,7 +45,7 @@ class StagePlan:
         clip: the average example. clips: of them in a micro-batch. trained: parameters. frozen: bytes of the others.
         cost: of a micro-batch. decoder: what the decoder's layers keep. changes: of every part that can recompute, by
             its name in the config. logits: bytes of the logits that exist at a time. recomputed: the parts that do.
-        pass_hours: hours of audio of the recipe's sets, where all cards state them.
+        pass_hours: hours of audio of the splits that the recipe trains on, where all cards state them.
         stage_hours: hours that the stage draws.
     """
 
@@ -143,7 +143,7 @@ def plan_stage(
 
     Args:
         dtype: of autocast and the frozen decoder; ``choose_gpu_precision`` gives that of a GPU. gpus: a step has a
-            micro-batch for each of them where the config does not say how many. recipe: whose sets have hours.
+            micro-batch for each of them where the config does not say how many. recipe: whose splits have hours.
         blueprint: of the model; None reads the configs of local checkpoints.
 
     Raises:
@@ -156,10 +156,6 @@ def plan_stage(
     if not sizes[0]:
         raise UserError(explain_nothing_trained(stage))
     clips = stage.budget.audio_seconds / (clip.seconds + stage.budget.per_example * clip.questions)
-    hours = None
-    if recipe is not None:
-        stated = {entry.dataset.name: entry.dataset.hours for entry in recipe.train}
-        hours = None if None in stated.values() else sum(h or 0.0 for h in stated.values())
     step_hours = (config.train.micro_batches or gpus) * clips * clip.seconds / SECONDS_PER_HOUR
     plain = StagePlan(
         name=stage.name,
@@ -171,10 +167,18 @@ def plan_stage(
         decoder=trace.compute_layers_cost(DECODER),
         changes=changes,
         logits=compute_logits_bytes(blueprint, config, clip.answer * clips, dtype),
-        pass_hours=hours,
+        pass_hours=None if recipe is None else sum_pass_hours(recipe),
         stage_hours=stage.hours if stage.hours is not None else step_hours * (stage.steps or 0),
     )
     return plain.add_recomputing(list_parts(config, True))
+
+
+def sum_pass_hours(recipe: Recipe) -> float | None:
+    """Return the hours of audio of the splits that a recipe trains on; None where a card does not state them."""
+    entries = {(entry.dataset.name, entry.split): entry for entry in recipe.train}.values()
+    stated = [entry.dataset.split(entry.split).hours for entry in entries]
+    known = [hours for hours in stated if hours is not None]
+    return sum(known) if len(known) == len(stated) else None
 
 
 def trace_step(

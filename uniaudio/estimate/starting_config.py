@@ -133,7 +133,7 @@ def choose_models(machine: HostMachine, encoder: str | None, decoder: str | None
         folder = Path(path).expanduser()
         if not folder.is_dir():
             raise UserError(f"{option} {path}: there is no such folder, and Hub names are written OWNER/NAME")
-        if not (folder / "config.json").is_file() and find_checkpoint(path, (CONFIG,)) is None:
+        if not (folder / "config.json").is_file() and find_checkpoint(str(folder), (CONFIG,)) is None:
             raise UserError(f"{option} {path}: the folder is neither a model (no config.json) nor a run")
     return make_absolute(encoder) or usual[0], make_absolute(decoder) or usual[1]
 
