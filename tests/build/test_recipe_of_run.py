@@ -40,6 +40,13 @@ def test_a_run_config_by_name_or_path(project, name):
     assert opened.config.stages[0].steps == 8
 
 
+@pytest.mark.parametrize("name", ["tone_recipe", "run"])
+def test_a_folder_of_the_same_name_hides_nothing(project, name):
+    """Clips often lie in a folder with the name of their recipe."""
+    (project / name).mkdir()
+    assert open_recipe(name).recipe.name == "tone_recipe"
+
+
 def test_names_of_nothing(project):
     with pytest.raises(UserError, match="tone_recip"):
         open_recipe("tone_recip")

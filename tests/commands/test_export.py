@@ -41,6 +41,7 @@ from uniaudio.export.stock_formats import STOCK_FORMATS
 from uniaudio.model.encoders.whisper import WhisperAudioEncoder
 from uniaudio.model.model_files import RANDOM_WEIGHTS
 from uniaudio.ragged import Ragged
+from uniaudio.train.checkpoint.writing import Snapshot, save_checkpoint
 
 
 def refusal(capsys, *arguments) -> str:
@@ -291,6 +292,34 @@ def test_facts_of_an_averaged_checkpoint_and_of_a_plain_model(run, tone_run):
     assert collect_provenance(f"{run}:ema")["name"] == "out:ema"
     plain = collect_provenance(str(tone_run.parent / "whisper"))
     assert (plain["name"], plain["steps"], plain["datasets"]) == ("whisper", 0, [])
+
+
+def test_the_card_of_a_run_that_began_with_another_run_lists_what_that_was_trained_on(tone_run):
+    folder = tone_run.parent
+    card = (folder / "tones.yaml").read_text()
+    (folder / "more.yaml").write_text(
+        card.replace("dataset: tones", "dataset: more").replace("CC0-1.0", "mit")
+    )
+    recipe = (folder / "tone_recipe.yaml").read_text()
+    (folder / "more_recipe.yaml").write_text(
+        recipe.replace("tones", "more").replace("tone_recipe", "more_recipe")
+    )
+    hub = {"encoder whisper": {"path": "openai/whisper-small", "revision": "cd" * 20}}
+    own = {"encoder whisper": {"path": str(folder / "first"), "sha256": "ab" * 32}}
+    first, later = (folder / name for name in ("first", "later"))
+    for run, name, bases in ((first, "tone_recipe", hub), (later, "more_recipe", own)):
+        config = open_run(str(tone_run), [f"output_dir={run}", f"stages.0.recipe={name}"])
+        state = {"stage": 0, "step": 8, "stage_seconds": 3600.0}
+        save_checkpoint(run, Snapshot(8, state, {}, {"encoder.w": torch.zeros(1)}), config, bases)
+    facts = collect_provenance(str(later))
+    assert [data["name"] for data in facts["datasets"]] == ["more", "tones"]
+    assert facts["licenses"] == ["mit", "", "CC0-1.0"]
+    assert facts["base_models"] == ["openai/whisper-small"]
+    assert [base.split(" (")[0] for base in facts["bases"]] == [
+        "whisper: first",
+        "whisper: openai/whisper-small",
+    ]
+    assert collect_provenance(str(first))["licenses"] == ["", "CC0-1.0"]
 
 
 def test_results_of_a_suite_are_on_the_card_too(tmp_path):

@@ -40,10 +40,11 @@ def collect_provenance(spec: str, whole: bool = False) -> dict[str, Any]:
 
     Options of the MODEL belong to its name; results of the run are then those of other models.
     Data sets come from the recipes of the stages that were begun, results from ``probes.json`` and ``answers.json`` in
-    the run folder. Paths are cut to their last part: a card tells nothing of the machine.
+    the run folder. What a base was trained on counts too, where it is a run or an exported model itself. Paths are cut
+    to their last part: a card tells nothing of the machine.
 
     Raises:
-        UserError: when a recipe of the run cannot be read any more, for its data and their licences belong on the card.
+        UserError: when a recipe of a run cannot be read any more, for its data and their licences belong on the card.
     """
     nothing = {"steps": 0, "stages": [], "datasets": [], "domains": [], "audio_hours": None, "results": []}
     path, options = split_options(spec)
@@ -72,14 +73,32 @@ def collect_provenance(spec: str, whole: bool = False) -> dict[str, Any]:
     }
     facts |= collect_data(config, state["stage"] + 1)
     paths = [base.get("path", "") for base in stored.values()]
-    licenses = [read_base_license(path) for path in paths if not has_random_weights(path)]
+    earlier = collect_earlier_facts(paths)
+    trained = [path for path in paths if path not in earlier and not has_random_weights(path)]
+    licenses = [read_base_license(path) for path in trained]
     licenses += [data["license"] for data in facts["datasets"]]
+    models = find_hub_names(trained)
+    for known in earlier.values():
+        facts["bases"] += [base for base in known["bases"] if base not in facts["bases"]]
+        names = [data["name"] for data in facts["datasets"]]
+        facts["datasets"] += [data for data in known["datasets"] if data["name"] not in names]
+        facts["domains"] += [domain for domain in known["domains"] if domain not in facts["domains"]]
+        licenses += known.get("licenses", ())
+        models += known.get("base_models", ())
     metrics = [row["metric"] for row in facts["results"]]
     return facts | {
-        "base_models": find_hub_names([path for path in paths if not has_random_weights(path)]),
+        "base_models": list(dict.fromkeys(models)),
         "licenses": list(dict.fromkeys(licenses)),
         "metrics": list(dict.fromkeys(metrics)),
     }
+
+
+def collect_earlier_facts(paths: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Return the facts of those bases that are runs or exported models, by their paths."""
+    known = [
+        path for path in paths if path and (find_checkpoint(path) is not None or read_stored_facts(path))
+    ]
+    return {path: collect_provenance(path) for path in known}
 
 
 def read_stored_facts(path: str) -> dict[str, Any]:

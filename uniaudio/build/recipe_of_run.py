@@ -40,38 +40,30 @@ def open_recipe(name: str) -> OpenedRecipe:
     """Open a recipe, or the recipe of the first stage of a run config, run folder or checkpoint.
 
     Args:
-        name: a path or the name of a file in the folders that are searched.
+        name: a path or the name of a file in the folders that are searched. A folder of that name that holds no
+            checkpoint, such as one with clips, does not hide the file.
 
     Raises:
         UserError: when there is none, or it has mistakes.
     """
-    if resolve_latest(Path(name)).is_dir():
-        return open_run_recipe(name)
+    is_folder = resolve_latest(Path(name)).is_dir()
+    if is_folder and (checkpoint := find_checkpoint(name, (CONFIG, BASES))) is not None:
+        config = load_stored_run(checkpoint / CONFIG, checkpoint.parent.parent)
+        return OpenedRecipe(load_stage_recipes(config)[0], config, checkpoint)
     try:
         path = find_file("recipe", name)
     except UserError as problem:
         try:
             path = find_file("config", name)
         except UserError:
+            if is_folder:
+                raise UserError(
+                    f"{name} is a folder without a checkpoint; name a recipe, a run config or a run folder"
+                ) from None
             raise problem from None
     keys = load_yaml(path)
     # a run config has stages or inherits them; a recipe says its name
     if "stages" in keys or ("base" in keys and "recipe" not in keys):
-        config = load_run(name)
+        config = load_run(path)
         return OpenedRecipe(load_recipe(config.stages[0].recipe, near=config.folder), config)
     return OpenedRecipe(load_recipe(str(path)))
-
-
-def open_run_recipe(name: str) -> OpenedRecipe:
-    """Open the recipe of the first stage of a run folder or checkpoint.
-
-    Raises:
-        UserError: when the folder holds no checkpoint.
-    """
-    folder = find_checkpoint(name, (CONFIG, BASES))
-    if folder is None:
-        raise UserError(
-            f"{name} is a folder without a checkpoint; name a recipe, a run config or a run folder"
-        )
-    config = load_stored_run(folder / CONFIG, folder.parent.parent)
-    return OpenedRecipe(load_stage_recipes(config)[0], config, folder)
