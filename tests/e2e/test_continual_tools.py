@@ -28,7 +28,7 @@ from uniaudio.data.sources.source_kinds import open_source
 from uniaudio.errors import RowError, UserError
 from uniaudio.evaluate.probing.labelled_folder import hold_folders
 from uniaudio.model.lora import merge_lora
-from uniaudio.train.checkpoint.folders import list_stage_ends
+from uniaudio.train.checkpoint.folders import find_stage_ends
 from uniaudio.train.checkpoint.reading import load_checkpoint
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerate")
@@ -104,8 +104,8 @@ def test_a_task_more_goes_on_from_the_finished_run(finished, buzzes, tmp_path):
         i for row in message if row.get("step", 0) > 4 and "ids" in row for step in row["ids"] for i in step
     ]
     assert {i.split("/")[0] for i in new_ids} == {"buzzes", "tones"}
-    assert sorted(list_stage_ends(tmp_path / "new")) == [0, 1]
-    old, new = (load_checkpoint(list_stage_ends(tmp_path / "new")[i]).model for i in (0, 1))
+    assert sorted(find_stage_ends(tmp_path / "new")[0]) == [0, 1]
+    old, new = (load_checkpoint(find_stage_ends(tmp_path / "new")[0][i]).model for i in (0, 1))
     assert all(torch.equal(old[n], t) for n, t in load_checkpoint(latest_checkpoint(finished)).model.items())
     assert any(not torch.equal(old[n], new[n]) for n in old)
 
@@ -246,7 +246,7 @@ def train_two_stages(tone_run, folder, first, merge=False, **settings):
     stages = [{**STAGE, "name": "a", "train": first}, {**STAGE, "name": "b", "merge_lora": merge}]
     changes = {"stages": stages, "output_dir": str(folder), "data.log_ids": False, **settings}
     assert run_training(load_run(tone_run, changes), None) == 0
-    return list_stage_ends(folder)
+    return find_stage_ends(folder)[0]
 
 
 def merged_encoder(spec):

@@ -17,6 +17,7 @@ from uniaudio.config.run_files import load_run
 from uniaudio.errors import UserError
 from uniaudio.model.lora import list_lora_modules
 from uniaudio.ragged import Ragged
+from uniaudio.train.checkpoint.folders import find_stage_ends
 from uniaudio.train.checkpoint.reading import load_checkpoint
 from uniaudio.train.signals import CONTINUE_LATER
 
@@ -260,6 +261,37 @@ def test_all_ways_together_measure_from_the_start_of_their_stage_after_a_resume(
     code, part = run(tone_run, "part", stages, *settings, resume="yes")
     assert code == 0
     assert (part / "fisher" / "s1.safetensors").stat().st_mtime_ns == measured
+    assert_same_end(whole, part)
+
+
+@pytest.mark.parametrize("way", ["l2sp", "distill", "ridge"])
+def test_the_first_stage_measures_from_its_start_after_a_resume(tone_run, way):
+    """It begins with no checkpoint; with ``ridge`` the adapter is held to the start that was fitted for it."""
+    ways = {
+        "l2sp": {"l2sp": {"weight": 100.0}},
+        "distill": {"distill": {"weight": 10.0}},
+        "ridge": {"l2sp": {"weight": 100.0, "on": "^adapter"}},
+    }
+    stages = [{"steps": 4, "continual": ways[way]}]
+    settings = ["adapter={kind: pool, start: ridge, start_examples: 6, lr: 1e-3}"] if way == "ridge" else []
+    code, whole = run(tone_run, "whole", stages, *settings)
+    assert code == 0
+    run(tone_run, "part", stages, *settings, "train.max_steps=2")
+    code, part = run(tone_run, "part", stages, *settings, resume="yes")
+    assert code == 0
+    assert_same_end(whole, part)
+
+
+def test_a_stage_that_is_ended_where_it_is_has_an_end(tone_run):
+    """Its steps are lowered to those that are done; the next stage measures from there, also after a resume."""
+    held = {"steps": 4, "continual": {"l2sp": {"weight": 1.0}}}
+    run(tone_run, "part", [{"steps": 9}, held], "train.max_steps=3")
+    run(tone_run, "part", [{"steps": 3}, held], "train.max_steps=5", "train.keep_last=1", resume="yes")
+    folder = tone_run.parent / "part"
+    assert find_stage_ends(folder)[0] == {0: folder / "checkpoints" / "step-000003"}
+    code, part = run(tone_run, "part", [{"steps": 3}, held], "train.keep_last=1", resume="yes")
+    assert code == 0
+    code, whole = run(tone_run, "whole", [{"steps": 3}, held])
     assert_same_end(whole, part)
 
 

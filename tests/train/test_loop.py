@@ -17,7 +17,7 @@ from uniaudio.config.run_files import load_run
 from uniaudio.errors import UserError
 from uniaudio.ragged import Ragged
 from uniaudio.train.activation_checkpointing import Recomputing
-from uniaudio.train.checkpoint.folders import list_stage_ends
+from uniaudio.train.checkpoint.folders import find_stage_ends
 from uniaudio.train.checkpoint.reading import MomentFiles, load_checkpoint
 from uniaudio.train.engines.accelerator import make_accelerator
 from uniaudio.train.loss_spikes import LossSpikeDetector
@@ -417,7 +417,7 @@ def test_a_run_killed_exactly_at_the_boundary_goes_on_in_the_next_stage(tone_run
 def test_a_stop_at_the_boundary_keeps_the_end_of_the_stage(tone_run):
     """What `continual` of the next stage measures from."""
     assert run(tone_run, Model(stops_at=6), two_stages()) == 75  # in the last step of the first stage
-    assert list_stage_ends(tone_run.parent / "out").keys() == {0}
+    assert find_stage_ends(tone_run.parent / "out")[0].keys() == {0}
 
 
 def test_a_run_that_is_resumed_beyond_its_cap_ends_at_once(tone_run):
@@ -446,7 +446,7 @@ def test_hours_of_audio_end_a_stage_and_count_across_a_resume(tone_run):
     assert run(tone_run, builder(), stages, to("whole", tone_run)) == 0
     state = saved(tone_run, "whole").state
     assert (state["step"], state["stage"], state["stage_step"]) == (9, 1, 2)
-    result = list_stage_ends(tone_run.parent / "whole")
+    result = find_stage_ends(tone_run.parent / "whole")[0]
     ends = load_checkpoint(result[0]).state
     assert (ends["step"], ends["stage_seconds"], ends["stage_done"]) == (7, 7.0, True)
     opened = []

@@ -161,6 +161,13 @@ def test_what_a_change_does_depends_on_where_the_run_is(tone_run):
         "stages.0.lr.^adapter": Effect.FROM_HERE_ON,
     }
     assert changes(tone_run, TrainState(stage=1), two, lower) == {"stages.0.lr.^adapter": Effect.REFUSED}
+    one, less = (stages(stage("a", steps=None, hours=hours)) for hours in (2.0, 1.0))
+    assert changes(tone_run, TrainState(stage_seconds=3600.0), one, less) == {
+        "stages.0.hours": Effect.FROM_HERE_ON
+    }
+    assert changes(tone_run, TrainState(stage_seconds=3601.0), one, less) == {
+        "stages.0.hours": Effect.REFUSED
+    }
     ewc = {"weight": 1.0, "recipe": "tone_recipe"}
     with_ewc = stages(stage("a", continual={"ewc": ewc}))
     more = stages(stage("a", continual={"ewc": ewc | {"examples": 9}}))

@@ -80,7 +80,7 @@ class StageRun:
     def last_step(self) -> int | None:
         """Steps of this stage, fewer when ``train.max_steps`` ends the run inside it; None: hours end it."""
         most = self.config.train.max_steps
-        left = None if most is None else most - (self.position.step - self.position.stage_step)
+        left = None if most is None else most - self.position.stage_start
         return min((count for count in (self.stage.steps, left) if count is not None), default=None)
 
     @property
@@ -115,7 +115,8 @@ class StageRun:
             steps: the data where the position is, if they are open already.
         """
         position, settings = self.position, self.config.train
-        if self.is_over:
+        if self.is_over:  # lowered to what is done already: the checkpoint there becomes the end of the stage
+            self.save()
             return True
         steps = steps or self.open_steps()
         self.metrics = self.make_metrics()

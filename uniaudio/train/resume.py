@@ -20,10 +20,11 @@ from uniaudio.config.run_files import load_run
 from uniaudio.console import make_console
 from uniaudio.distributed import gather_objects, is_main
 from uniaudio.errors import UserError
-from uniaudio.train.checkpoint.folders import choose_checkpoint, list_stage_ends
+from uniaudio.train.checkpoint.folders import choose_checkpoint, name_step_folder
 from uniaudio.train.checkpoint.integrity import STATE, find_damage
 from uniaudio.train.checkpoint.reading import Checkpoint, load_checkpoint
 from uniaudio.train.state import TrainState
+from uniaudio.units import SECONDS_PER_HOUR
 
 SHOWN = 60  # characters of a value in a sentence
 
@@ -130,7 +131,7 @@ def compare_configs(saved: RunConfig, config: RunConfig, position: TrainState) -
 
 def has_other_decay(saved: RunConfig, config: RunConfig, position: TrainState) -> bool:
     """Return whether ``train.max_steps`` ends the stage elsewhere than before, and its rates decay towards the end."""
-    stage, begin = config.stages[position.stage], position.step - position.stage_step
+    stage, begin = config.stages[position.stage], position.stage_start
     if stage.schedule == "constant" or is_finished(position, config):
         return False
     caps = [each.train.max_steps or math.inf for each in (saved, config)]
@@ -166,7 +167,9 @@ def describe_effect(key: str, before: Any, now: Any, position: TrainState) -> Ef
     of_stage = re.match(r"stages\.(\d+)", key)
     if of_stage is not None and int(of_stage[1]) < position.stage:
         return Effect.REFUSED
-    if re.fullmatch(r"stages\.\d+\.steps", key) and now is not None and now < position.stage_step:
+    done = {"steps": position.stage_step, "hours": position.stage_seconds / SECONDS_PER_HOUR}
+    length = re.fullmatch(r"stages\.\d+\.(steps|hours)", key)
+    if length is not None and now is not None and now < done[length[1]]:
         return Effect.REFUSED
     if any(re.fullmatch(pattern, key) for pattern in WITH_EFFECT_FROM_HERE_ON):
         return Effect.FROM_HERE_ON
@@ -195,7 +198,8 @@ def find_newest_checkpoint(run_dir: Path, remembered: Collection[int] = ()) -> C
     The main rank chooses, so that all read the same one; every rank must call it at the same point.
 
     Args:
-        remembered: stages that measure distances from the checkpoint at the end of the stage before.
+        remembered: stages that measure distances from the weights they began with; a later one than the first needs
+            the checkpoint at the end of the stage before.
 
     Raises:
         UserError: on all ranks, when there is none, or a rank cannot read it.
@@ -230,13 +234,9 @@ def find_newest_checkpoint(run_dir: Path, remembered: Collection[int] = ()) -> C
 
 def find_damage_of_stage_start(run_dir: Path, path: Path, remembered: Collection[int]) -> str:
     """Return what is wrong with the checkpoint that the stage of another one began with, where that is needed."""
-    stage = json.loads((path / STATE).read_text())["stage"]
-    if stage not in remembered:
+    state = json.loads((path / STATE).read_text())
+    if not state["stage"] or state["stage"] not in remembered:  # the first stage begins with no checkpoint
         return ""
-    start = list_stage_ends(run_dir).get(stage - 1)
-    if start is None:
-        return (
-            f"the checkpoint at the end of stage {stage - 1} is missing or damaged, but `continual` needs it"
-        )
+    start = name_step_folder(run_dir, TrainState.from_state(state).stage_start)
     damage = find_damage(start)
-    return f"the stage began with {start.name}, of which {damage}" if damage else ""
+    return f"`continual` needs {start.name}, where the stage began, but {damage}" if damage else ""

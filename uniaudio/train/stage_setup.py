@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
@@ -22,7 +23,7 @@ from uniaudio.model.audio_lm import cast_to_audio_lm
 from uniaudio.model.cached_encoder import detach_frame_cache, keep_features
 from uniaudio.model.compile import compile_layers
 from uniaudio.model.fusion_start import start_fusion
-from uniaudio.train.checkpoint.folders import list_stage_ends
+from uniaudio.train.checkpoint.folders import name_step_folder
 from uniaudio.train.checkpoint.integrity import EMA
 from uniaudio.train.checkpoint.reading import Checkpoint, MomentFiles, load_checkpoint
 from uniaudio.train.continual.distill import Distiller
@@ -112,6 +113,25 @@ def fit_fusion_start(
     start_fusion(cast_to_audio_lm(model), examples, settings.start_examples, by_answers)
 
 
+def fit_starts(
+    model: nn.Module,
+    structure: TrainableParameters,
+    data: TrainingData,
+    config: RunConfig,
+    device: torch.device,
+) -> None:
+    """Give fusion and adapter of a new run the closed-form starts that its config asks for.
+
+    Raises:
+        UserError: when the first stage does not train what has such a start.
+    """
+    if choose_precision(config) is None:  # frames are computed here without autocast
+        keep_features([model], config, None, device, in_training=False)
+    fit_fusion_start(model, structure, data, config)
+    fit_adapter_start(model, data, config)
+    detach_frame_cache(model)
+
+
 def open_stage(
     models: Models,
     data: TrainingData,
@@ -140,16 +160,16 @@ def open_stage(
         structure = TrainableParameters.of(model)
     else:
         structure = go_through_stages(model, config, index - 1)
-        before = checkpoint if not within else end_of_stage(run_dir, index - 1, needed=has_reference(stage))
+        before = checkpoint
+        if within:  # what goes on without a reference gets all its tensors below
+            start = name_step_folder(run_dir, position.stage_start)
+            before = load_checkpoint(start) if has_reference(stage) else None
         if before is not None:
             put_tensors(model, structure, before.model, before.path)
     enter_stage(model, structure, config, index)
-    if index == 0 and checkpoint is None:
-        if choose_precision(config) is None:  # frames are computed here without autocast
-            keep_features([model], config, None, accelerator.device, in_training=False)
-        fit_fusion_start(model, structure, data, config)
-        fit_adapter_start(model, data, config)
-        detach_frame_cache(model)
+    # what is measured from the start of a resumed stage is measured from the fitted one
+    if index == 0 and (checkpoint is None or has_reference(stage)):
+        fit_starts(model, structure, data, config, accelerator.device)
     held = collect_tensors(model, structure)
     anchors = make_anchors(model, stage, run_dir, lambda recipe: data.iterate_examples(index, model, recipe))
     distill = stage.continual.distill
@@ -177,23 +197,6 @@ def has_reference(stage: Stage) -> bool:
     """Return whether a stage needs the weights that it began with."""
     ways = stage.continual
     return any(way is not None for way in (ways.l2sp, ways.ewc, ways.distill))
-
-
-def end_of_stage(run_dir: Path, index: int, needed: bool) -> Checkpoint | None:
-    """Read the checkpoint at the end of a stage, if it is needed.
-
-    Raises:
-        UserError: when it is needed and gone.
-    """
-    if not needed:
-        return None
-    path = list_stage_ends(run_dir).get(index)
-    if path is None:
-        raise UserError(
-            f"{run_dir}: the checkpoint at the end of stage {index} is missing, but `continual` "
-            "needs it as its reference"
-        )
-    return load_checkpoint(path)
 
 
 def make_anchors(

@@ -46,6 +46,11 @@ class TrainState:
         """Return the beginning of the stage after this one."""
         return TrainState(step=self.step, stage=self.stage + 1, skips=self.skips)
 
+    @property
+    def stage_start(self) -> int:
+        """Steps of the run that were done when the stage began; a checkpoint of them ends the stage before."""
+        return self.step - self.stage_step
+
     def compute_share_of_hours(self, stage: Stage) -> float:
         """Return the share of the stage's hours of audio that it was trained on; 0 where steps end it."""
         return self.stage_seconds / SECONDS_PER_HOUR / stage.hours if stage.hours else 0.0

@@ -30,7 +30,6 @@ from uniaudio.train.checkpoint.background_writer import CheckpointWriter, HostCo
 from uniaudio.train.checkpoint.folders import (
     find_stage_ends,
     is_complete,
-    list_stage_ends,
     name_step_folder,
     name_unfinished_folder,
 )
@@ -167,7 +166,7 @@ def test_damaged_ends_of_stages_are_named(tone_run, tmp_path):
         f"checkpoint {path} is damaged" for path in (first, second)
     ]
     assert "state.json does not match its checksum) and skipped" in complaints[0]
-    assert list_stage_ends(run) == {1: second}  # its state can be read
+    assert find_stage_ends(run, ("state.json",))[0] == {1: second}  # its state can be read
 
 
 def test_every_so_many_steps_and_the_ends_of_stages_are_kept_too(tone_run, tmp_path):
@@ -175,7 +174,7 @@ def test_every_so_many_steps_and_the_ends_of_stages_are_kept_too(tone_run, tmp_p
     for step in range(1, 11):
         path = save_checkpoint(tmp_path / "run", snapshot(step, end=step == 3), config, BASES)
     assert names(path.parent) == ["step-000003", "step-000004", "step-000008", "step-000010"]
-    assert list_stage_ends(tmp_path / "run") == {0: path.with_name("step-000003")}
+    assert find_stage_ends(tmp_path / "run")[0] == {0: path.with_name("step-000003")}
 
 
 def test_a_run_taken_up_further_back_keeps_its_new_checkpoint(save):

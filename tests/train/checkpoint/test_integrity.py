@@ -19,6 +19,7 @@ from uniaudio.train.checkpoint.reading import load_checkpoint
 from uniaudio.train.checkpoint.writing import Snapshot, save_checkpoint
 from uniaudio.train.continual.l2_sp_ewc import checksum_file, load_or_estimate_fisher
 from uniaudio.train.resume import find_newest_checkpoint
+from uniaudio.train.state import TrainState
 
 PIECE = "optimizer-00000-of-00001.safetensors"
 CONTENTS = ("model.safetensors", "ema.safetensors", PIECE, "state.json", "bases.json", "config.yaml")
@@ -161,6 +162,26 @@ def test_checkpoints_of_an_abandoned_end_are_the_last_resort(run):
     assert find_newest_checkpoint(run).path.name == "step-000001"
     flip(run / "checkpoints" / "step-000001" / "model.safetensors")
     assert find_newest_checkpoint(run).path.name == "step-000002"
+
+
+def test_a_checkpoint_is_used_only_with_the_start_of_its_stage_where_that_is_needed(
+    tone_run, tmp_path, capsys
+):
+    """The start is that of the run's own steps: another end of the stage before is of an abandoned try."""
+    config, run = load_run(tone_run), tmp_path / "run"
+    for step, stage, stage_step in ((2, 0, 2), (3, 0, 3), (5, 1, 3)):
+        state = {**TrainState(stage=stage, stage_step=stage_step).to_json(), "stage_done": stage == 0}
+        save_checkpoint(run, Snapshot(step, state, {}, {"w": torch.zeros(1)}), config, {})
+    assert find_newest_checkpoint(run, [0, 1]).path.name == "step-000005"
+    flip(run / "checkpoints" / "step-000003" / "model.safetensors")
+    assert find_newest_checkpoint(run, [0, 1]).path.name == "step-000005"
+    flip(run / "checkpoints" / "step-000002" / "model.safetensors")
+    assert find_newest_checkpoint(run, [0]).path.name == "step-000005"
+    with pytest.raises(
+        UserError,
+        match=r"`continual` needs step-000002, where the stage began, but the content of model\.safetensors",
+    ):
+        find_newest_checkpoint(run, [1])
 
 
 def test_only_the_files_that_are_read_are_compared(run):

@@ -54,14 +54,7 @@ def is_stage_end(folder: Path) -> bool:
         return False
 
 
-def list_stage_ends(run_dir: Path) -> dict[int, Path]:
-    """Return the checkpoint at the end of every finished stage, by the stage's index; damaged ones are left out."""
-    return find_stage_ends(run_dir)[0]
-
-
-def find_stage_ends(
-    run_dir: Path, names: Collection[str] | None = (STATE,)
-) -> tuple[dict[int, Path], list[str]]:
+def find_stage_ends(run_dir: Path, names: Collection[str] | None = None) -> tuple[dict[int, Path], list[str]]:
     """Return the checkpoint at the end of every finished stage by its index, and a sentence for each damaged one.
 
     A checkpoint whose state or list of files is damaged may have been the end of a stage, so it is named too.
