@@ -1,6 +1,7 @@
 """Runs of several stages and the means against forgetting, from the config to what is on disk."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -293,6 +294,21 @@ def test_a_stage_that_is_ended_where_it_is_has_an_end(tone_run):
     assert code == 0
     code, whole = run(tone_run, "whole", [{"steps": 3}, held])
     assert_same_end(whole, part)
+
+
+def test_what_ewc_measured_in_a_try_that_was_lost_does_not_count(tone_run):
+    """A kill before the first checkpoint of a stage: its examples may be others in the next try."""
+    stages = [[{}, {"continual": {"ewc": {"weight": 10.0, "examples": count}}}] for count in (2, 5)]
+    code, whole = run(tone_run, "whole", stages[0])
+    assert code == 0
+    run(tone_run, "part", stages[1], "train.max_steps=3")
+    part = tone_run.parent / "part"
+    shutil.rmtree(part / "checkpoints" / "step-000003")
+    code, part = run(tone_run, "part", stages[0], resume="yes")
+    assert code == 0
+    assert_same_end(whole, part)
+    fishers = [load_file(folder / "fisher" / "s1.safetensors") for folder in (whole, part)]
+    assert all(torch.equal(fishers[0][name], value) for name, value in fishers[1].items())
 
 
 def test_ewc_in_the_first_stage_needs_an_old_recipe(tone_run):

@@ -171,7 +171,9 @@ def open_stage(
     if index == 0 and (checkpoint is None or has_reference(stage)):
         fit_starts(model, structure, data, config, accelerator.device)
     held = collect_tensors(model, structure)
-    anchors = make_anchors(model, stage, run_dir, lambda recipe: data.iterate_examples(index, model, recipe))
+    anchors = make_anchors(
+        model, stage, run_dir, lambda recipe: data.iterate_examples(index, model, recipe), is_resumed=within
+    )
     distill = stage.continual.distill
     distiller = Distiller(model, distill, accelerator.device) if distill is not None else None
     if within and checkpoint is not None:
@@ -200,7 +202,11 @@ def has_reference(stage: Stage) -> bool:
 
 
 def make_anchors(
-    model: nn.Module, stage: Stage, run_dir: Path, examples: Callable[[str | None], Iterator[Batch]]
+    model: nn.Module,
+    stage: Stage,
+    run_dir: Path,
+    examples: Callable[[str | None], Iterator[Batch]],
+    is_resumed: bool,
 ) -> dict[str, Anchor]:
     """Return the penalties of a stage, held to the parameters as they are now."""
     anchors = {}
@@ -213,7 +219,9 @@ def make_anchors(
     if ewc is not None:
         parameters = find_anchored_parameters(model, ewc.on, f"{where}.ewc")
         path = run_dir / FISHER / f"{stage.name}.safetensors"
-        fisher = load_or_estimate_fisher(path, model, parameters, examples(ewc.recipe), ewc.examples)
+        fisher = load_or_estimate_fisher(
+            path, model, parameters, examples(ewc.recipe), ewc.examples, is_resumed
+        )
         anchors["ewc"] = Anchor(copy_parameters(parameters), ewc.weight, fisher)
     return anchors
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import shutil
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -27,7 +26,7 @@ from uniaudio.train.profile import StepProfile
 from uniaudio.train.protocols import Evaluator, Models, Steps, TrainingData
 from uniaudio.train.resume import check_resume, find_newest_checkpoint, is_finished, print_changes
 from uniaudio.train.signals import CONTINUE_LATER, StopSignal
-from uniaudio.train.stage_setup import FISHER, StageModel, open_stage
+from uniaudio.train.stage_setup import StageModel, open_stage
 from uniaudio.train.state import TrainState
 from uniaudio.train.watchdog import HangWatch
 
@@ -158,9 +157,6 @@ def train_stages(
     if checkpoint is not None and is_finished(position, config):
         print_finished_run(run_dir, accelerator.is_main_process, position.step)
         return 0
-    if accelerator.is_main_process and not resume:  # of an earlier run that never came to a checkpoint
-        shutil.rmtree(run_dir / FISHER, ignore_errors=True)
-    barrier()
     with StopSignal() as stop, HangWatch(run_dir, config.train.hang_seconds) as watch, ExitStack() as stack:
         model = open_stage(models, data, config, accelerator, position, checkpoint)
         steps: Iterator[Steps] | None = open_steps(data, model, position)

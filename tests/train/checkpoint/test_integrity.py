@@ -227,20 +227,22 @@ def test_a_run_of_which_only_damaged_checkpoints_are_left_is_not_begun_anew(run,
 def test_stored_fisher_information_that_is_damaged_is_measured_again(tmp_path, capsys):
     model = torch.nn.Linear(2, 1)
     path = tmp_path / "fisher" / "two.safetensors"
-    measured = load_or_estimate_fisher(path, model, dict(model.named_parameters()), [], 4)
+
+    def load(is_resumed=True):
+        return load_or_estimate_fisher(path, model, dict(model.named_parameters()), [], 4, is_resumed)
+
+    measured = load(is_resumed=False)
     stored = path.read_bytes()
-    assert (
-        load_or_estimate_fisher(path, model, dict(model.named_parameters()), [], 4).keys() == measured.keys()
-    )
+    assert load().keys() == measured.keys()
     assert capsys.readouterr().out == ""
     for damage in (flip, cut, zero):
         path.write_bytes(stored)
         damage(path)
-        load_or_estimate_fisher(path, model, dict(model.named_parameters()), [], 4)
+        load()
         assert "is measured again" in capsys.readouterr().out
         assert path.read_bytes() == stored
     checksum_file(path).unlink()
-    load_or_estimate_fisher(path, model, dict(model.named_parameters()), [], 4)
+    load()
     assert "is measured again" in capsys.readouterr().out
 
 

@@ -160,7 +160,7 @@ def test_fisher_is_read_back_and_not_measured_again(tmp_path):
     model = Model()
     parameters = {"encoder.weight": model.encoder.weight, "encoder.bias": model.encoder.bias}
     path = tmp_path / "fisher" / "one.safetensors"
-    first = load_or_estimate_fisher(path, model, parameters, rows(3), 3)
+    first = load_or_estimate_fisher(path, model, parameters, rows(3), 3, is_resumed=False)
     assert sorted(file.name for file in path.parent.iterdir()) == ["one.safetensors", "one.sha256"]
     wanted = estimate_fisher(model, parameters, rows(3), 3)
     moved(model)
@@ -169,7 +169,7 @@ def test_fisher_is_read_back_and_not_measured_again(tmp_path):
         raise AssertionError("measured again")
         yield
 
-    again = load_or_estimate_fisher(path, model, parameters, never(), 3)
+    again = load_or_estimate_fisher(path, model, parameters, never(), 3, is_resumed=True)
     for name in parameters:
         assert torch.equal(again[name], first[name])
         torch.testing.assert_close(first[name], wanted[name])
@@ -179,13 +179,28 @@ def test_a_file_about_other_parameters_is_not_taken(tmp_path):
     """It is of an earlier try with another ``on``: what is kept must be of what is held."""
     model = Model()
     path = tmp_path / "one.safetensors"
-    load_or_estimate_fisher(path, model, {"encoder.weight": model.encoder.weight}, rows(3), 3)
+    load_or_estimate_fisher(
+        path, model, {"encoder.weight": model.encoder.weight}, rows(3), 3, is_resumed=True
+    )
     more = {"encoder.weight": model.encoder.weight, "encoder.bias": model.encoder.bias}
-    result = load_or_estimate_fisher(path, model, more, rows(3), 3)
+    result = load_or_estimate_fisher(path, model, more, rows(3), 3, is_resumed=True)
     wanted = estimate_fisher(model, more, rows(3), 3)
     assert result.keys() == wanted.keys()
     for name in wanted:
         torch.testing.assert_close(result[name], wanted[name])
+
+
+def test_what_is_there_when_a_stage_begins_is_not_taken(tmp_path):
+    """It is of a try that was given up, with other weights or other examples."""
+    model = Model()
+    path, parameters = tmp_path / "one.safetensors", {"encoder.weight": model.encoder.weight}
+    load_or_estimate_fisher(path, model, parameters, rows(3), 3, is_resumed=False)
+    moved(model)
+    result = load_or_estimate_fisher(path, model, parameters, rows(3), 3, is_resumed=False)
+    wanted = estimate_fisher(model, parameters, rows(3), 3)
+    torch.testing.assert_close(result["encoder.weight"], wanted["encoder.weight"])
+    again = load_or_estimate_fisher(path, model, parameters, (), 3, is_resumed=True)
+    assert torch.equal(again["encoder.weight"], result["encoder.weight"])
 
 
 def test_what_can_be_held_is_trained_in_full_and_matches():

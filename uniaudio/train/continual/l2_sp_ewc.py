@@ -101,13 +101,15 @@ def load_or_estimate_fisher(
     parameters: Mapping[str, nn.Parameter],
     examples: Iterable[Batch],
     count: int,
+    is_resumed: bool,
 ) -> dict[str, Tensor]:
-    """Return the Fisher information of a stage: measured once, and read again when the stage is resumed.
+    """Return the Fisher information of a stage: measured when the stage begins, and read again when it is resumed.
 
     A file about other parameters, of a config that has been changed since, is measured anew, and so is one that does
-    not match its checksum, on whatever rank.
+    not match its checksum, on whatever rank. A file that is there when the stage begins is of an abandoned try, whose
+    weights or examples may have been others.
     """
-    stored = read_fisher(path)
+    stored = read_fisher(path) if is_resumed else {}
     if len({json.dumps(sorted(each)) for each in gather_objects(list(stored))}) > 1:
         stored = {}
     if all(name in stored and stored[name].shape == p.shape for name, p in parameters.items()):
