@@ -4,6 +4,7 @@ import json
 import shutil
 
 import pytest
+import soundfile
 import torch
 import yaml
 from conftest import tone
@@ -294,6 +295,45 @@ def test_a_stage_that_is_ended_where_it_is_has_an_end(tone_run):
     assert code == 0
     code, whole = run(tone_run, "whole", [{"steps": 3}, held])
     assert_same_end(whole, part)
+
+
+def state_durations(tone_run):
+    """State the length of every clip in the manifest, so that nobody opens the files before they are decoded."""
+    folder = tone_run.parent / "tones"
+    rows = [json.loads(line) for line in (folder / "manifest.jsonl").read_text().splitlines()]
+    for row in rows:
+        row["duration"] = soundfile.info(folder / row["audio"]).duration
+    (folder / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def test_starts_and_ewc_pass_over_clips_that_cannot_be_decoded(tone_run):
+    folder = state_durations(tone_run)
+    for broken in (0, 1, 2):
+        (folder / f"{broken}.wav").write_bytes(b"broken")
+    ewc = {"weight": 1.0, "recipe": "tone_recipe", "examples": 30}
+    settings = ["adapter={kind: pool, start: ridge, start_examples: 30}", "data.max_skipped_share=0.5"]
+    code, out = run(tone_run, "out", [{"continual": {"ewc": ewc}}], *settings)
+    assert code == 0
+    assert (out / "fisher" / "s0.safetensors").is_file()
+
+
+def test_old_data_without_a_clip_that_can_be_used_are_refused(tone_run):
+    """Fisher information of nothing would hold nothing, in silence."""
+    folder = tone_run.parent
+    shutil.copytree(state_durations(tone_run), folder / "gone")
+    for clip in (folder / "gone").glob("*.wav"):
+        clip.write_bytes(b"broken")
+    card = yaml.safe_load((folder / "tones.yaml").read_text()) | {
+        "dataset": "gone",
+        "load": {"jsonl": "gone"},
+    }
+    (folder / "gone.yaml").write_text(yaml.safe_dump(card, sort_keys=False))
+    recipe = {"recipe": "old", "train": [{"dataset": "gone", "template": "tone"}]}
+    (folder / "old.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))
+    ewc = {"weight": 1.0, "recipe": "old", "examples": 2}
+    with pytest.raises(UserError, match=r"recipe old: none of 16 rows in a row can be used \(gone: "):
+        run(tone_run, "out", [{"continual": {"ewc": ewc}}])
 
 
 def test_what_ewc_measured_in_a_try_that_was_lost_does_not_count(tone_run):

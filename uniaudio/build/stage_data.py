@@ -120,8 +120,10 @@ class StageData:
     def iterate_examples(self, stage: int, model: nn.Module, name: str | None) -> Iterator[Batch]:
         """Yield batches of one row each of a named recipe, or that of the stage before; the same on every rank.
 
+        Rows that cannot be used are passed over.
+
         Raises:
-            UserError: when there is no stage before and none is named.
+            UserError: when there is no stage before and none is named, and when no row of a pool can be used.
         """
         if name is None and stage == 0:
             raise UserError(
@@ -134,5 +136,17 @@ class StageData:
             self.open_mixture(stage, model, recipe), audio_seconds=1e-6, tokens=None, micro_batches=1
         )
         known = tuple(sorted({*self.tasks, *recipe.list_tasks()}))
+        lost = 0
         for step in make_loader(alone, known, 0, 1, 0, 2):
-            yield from step.micro
+            (batch,) = step.micro
+            if batch.ids:
+                lost = 0
+                yield batch
+            else:
+                lost += 1
+            if lost == alone.pool:
+                last = step.skips[-1]
+                raise UserError(
+                    f"recipe {recipe.name}: none of {lost} rows in a row can be used ({last.source}: {last.reason}, as "
+                    f"row {last.row}, {last.detail})"
+                )

@@ -78,7 +78,7 @@ class TrainingData(Protocol):
         ...
 
     def iterate_examples(self, stage: int, model: nn.Module, recipe: str | None) -> Iterator[Batch]:
-        """Yield batches of one example of a named recipe, or that of the stage before; the same on all ranks."""
+        """Yield batches of one row of a named recipe, or that of the stage before; the same on all ranks."""
         ...
 
     def encode_in_text(self, ids: Sequence[int]) -> list[int]:

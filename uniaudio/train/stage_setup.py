@@ -32,6 +32,7 @@ from uniaudio.train.continual.l2_sp_ewc import (
     Anchor,
     copy_parameters,
     find_anchored_parameters,
+    iterate_answers,
     load_or_estimate_fisher,
 )
 from uniaudio.train.engines.accelerator import make_engine, name_spreading_engine
@@ -219,9 +220,8 @@ def make_anchors(
     if ewc is not None:
         parameters = find_anchored_parameters(model, ewc.on, f"{where}.ewc")
         path = run_dir / FISHER / f"{stage.name}.safetensors"
-        fisher = load_or_estimate_fisher(
-            path, model, parameters, examples(ewc.recipe), ewc.examples, is_resumed
-        )
+        answers = iterate_answers(examples(ewc.recipe))
+        fisher = load_or_estimate_fisher(path, model, parameters, answers, ewc.examples, is_resumed)
         anchors["ewc"] = Anchor(copy_parameters(parameters), ewc.weight, fisher)
     return anchors
 

@@ -10,13 +10,16 @@ from torch import Tensor, nn
 
 from uniaudio.errors import UserError
 from uniaudio.model.lora import add_lora
+from uniaudio.ragged import Ragged
 from uniaudio.train.continual.l2_sp_ewc import (
     Anchor,
     copy_parameters,
     estimate_fisher,
     find_anchored_parameters,
+    iterate_answers,
     load_or_estimate_fisher,
 )
+from uniaudio.types import Batch
 
 
 @dataclass(frozen=True)
@@ -154,6 +157,32 @@ def test_examples_without_answers_count_for_nothing():
     wanted = estimate_fisher(model, parameters, rows(2), 2)
     for name in result:
         torch.testing.assert_close(result[name], wanted[name])
+
+
+def test_every_answer_about_a_clip_is_an_example_of_its_own():
+    none, labels = torch.zeros(0, dtype=torch.long), torch.tensor([7, 8, 9])
+    batch = Batch(
+        audio=Ragged(torch.zeros(4, dtype=torch.int16), torch.tensor([4])),
+        tokens=Ragged(torch.arange(7), torch.tensor([3, 4])),
+        audio_positions=none,
+        audio_index=none,
+        label_positions=torch.tensor([1, 4, 5]),
+        labels=labels,
+        label_task=torch.tensor([1, 0, 0]),
+        masks=torch.zeros(0, 4, dtype=torch.long),
+        example_clips=Ragged(torch.tensor([0, 0]), torch.tensor([1, 1])),
+        example_task=torch.tensor([1, 0]),
+        prompt_lengths=torch.tensor([2, 2]),
+        tasks=("a", "b"),
+        ids=("x?b", "x?a"),
+        audio_tokens=0,
+        audio_seconds=0.1,
+    )
+    parts = list(iterate_answers([batch]))
+    assert [part.labels.tolist() for part in parts] == [[7], [8, 9]]
+    assert [part.label_positions.tolist() for part in parts] == [[1], [4, 5]]
+    assert [part.label_task.tolist() for part in parts] == [[1], [0, 0]]
+    assert all(part.tokens is batch.tokens for part in parts)
 
 
 def test_fisher_is_read_back_and_not_measured_again(tmp_path):

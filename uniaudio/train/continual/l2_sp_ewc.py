@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -16,6 +17,7 @@ from uniaudio.console import make_console
 from uniaudio.distributed import gather_objects, is_main, rank, sum_over_ranks, world_size
 from uniaudio.errors import UserError
 from uniaudio.outputs import apply_umask
+from uniaudio.ragged import Ragged
 from uniaudio.train.checkpoint.integrity import FileRecord
 from uniaudio.train.trainable import LORA
 from uniaudio.types import Batch
@@ -63,6 +65,21 @@ def copy_parameters(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: p.detach().clone() for name, p in parameters.items()}
 
 
+def iterate_answers(batches: Iterable[Batch]) -> Iterator[Batch]:
+    """Yield every batch once for each of its answers, with the labels of that answer alone.
+
+    The square of the gradient of several answers together would not be the sum of their squares.
+    """
+    for batch in batches:
+        lengths = batch.tokens.lengths - batch.prompt_lengths
+        columns = (
+            Ragged(values, lengths).rows()
+            for values in (batch.label_positions, batch.labels, batch.label_task)
+        )
+        for positions, ids, tasks in zip(*columns, strict=True):
+            yield replace(batch, label_positions=positions, labels=ids, label_task=tasks)
+
+
 def estimate_fisher(
     model: nn.Module, parameters: Mapping[str, nn.Parameter], examples: Iterable[Batch], count: int
 ) -> dict[str, Tensor]:
@@ -72,7 +89,7 @@ def estimate_fisher(
     the examples out and add up; every rank must call it at the same point.
 
     Args:
-        examples: batches of one example each, the same on every rank.
+        examples: batches with one answer each, the same on every rank.
     """
     sums = {name: torch.zeros_like(p) for name, p in parameters.items()}
     was_training = model.training
