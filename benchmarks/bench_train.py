@@ -92,9 +92,9 @@ def our_loop(steps: int, folder: Path) -> dict[str, Any]:
     model.to(accelerator.device)
     clock = Clock()
 
-    def open_steps(*_: Any) -> Any:
+    def iterate_steps() -> Any:
         source = cycle(batches[rank() :: world_size()] or batches)
-        state = SimpleNamespace(to_json=lambda: {"n": 1, "streams": {}})
+        state = SimpleNamespace(to_json=lambda: position)
         while True:
             clock.request_times.append(time.perf_counter())
             micro = tuple(islice(source, 2))
@@ -106,7 +106,10 @@ def our_loop(steps: int, folder: Path) -> dict[str, Any]:
         choose_recomputing=lambda stage, engine: Recomputing(),
         write_start=lambda: None,
     )
-    data: Any = SimpleNamespace(open_steps=open_steps, join_states=join_states, tasks=("asr",))
+    position: dict[str, Any] = {"n": 1, "streams": {}}
+    data: Any = SimpleNamespace(
+        open_steps=lambda *_: (position, iterate_steps()), join_states=join_states, tasks=("asr",)
+    )
     train_stages(models, data, models, config, accelerator, resume=False)
     return {"seconds": clock.seconds(), "peak_gib": peak_gib()}
 

@@ -1,5 +1,6 @@
 """Runs of several stages and the means against forgetting, from the config to what is on disk."""
 
+import inspect
 import json
 import shutil
 
@@ -14,6 +15,7 @@ from safetensors.torch import load_file
 from uniaudio.build import regression_guard as guarding
 from uniaudio.build.encoders import load_encoder
 from uniaudio.build.model import load_model
+from uniaudio.build.stage_data import StageData
 from uniaudio.commands import train as training
 from uniaudio.config.run_files import load_run
 from uniaudio.errors import UserError
@@ -404,6 +406,32 @@ def test_the_mixture_moves_within_its_bounds_and_resumes_where_it_was(two_tasks)
     assert code == 0
     assert [row["factors"] for row in events(part, "balance")] == [row["factors"] for row in output]
     assert_same_end(whole, part)
+
+
+def test_a_checkpoint_at_the_beginning_of_a_round_tells_other_data_from_its_own(two_tasks):
+    stage = {"recipe": "two", "steps": 6, "balance": {"every": 2, "examples": 4}}
+    run(two_tasks, "part", [stage], "train.max_steps=2")
+    manifest = two_tasks.parent / "tones" / "manifest.jsonl"
+    manifest.write_text("".join(manifest.read_text().splitlines(keepends=True)[2:]))
+    with pytest.raises(UserError, match=r"dataset tones: .* is not what it was at the checkpoint"):
+        run(two_tasks, "part", [stage], resume="yes")
+
+
+def test_the_data_of_a_round_are_closed_before_those_of_the_next_are_opened(two_tasks, monkeypatch):
+    """Both would have workers."""
+    opened = []
+    real = StageData.open_steps
+
+    def spied(self, *given):
+        assert {inspect.getgeneratorstate(steps) for steps in opened} <= {inspect.GEN_CLOSED}
+        position, steps = real(self, *given)
+        opened.append(steps)
+        return position, steps
+
+    monkeypatch.setattr(StageData, "open_steps", spied)
+    code, _ = run(two_tasks, "out", [{"recipe": "two", "steps": 5, "balance": {"every": 2, "examples": 4}}])
+    assert code == 0
+    assert len(opened) == 3
 
 
 @pytest.mark.parametrize("action", ["alarm", "stop"])

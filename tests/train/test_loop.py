@@ -132,7 +132,10 @@ class Data:
 
     def open_steps(self, stage, model, balance, state):
         self.opened.append((stage, state))
-        n = state["n"] if state else 0
+        begin = state or {"n": 0}
+        return begin, self.iterate_steps(begin["n"])
+
+    def iterate_steps(self, n):
         while True:
             n += 1
             yield Step((batch(2 * n - 1), batch(2 * n)), Place(n))

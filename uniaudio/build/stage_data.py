@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -77,10 +77,13 @@ class StageData:
 
     def open_steps(
         self, stage: int, model: nn.Module, balance: AdaptiveMixture, state: dict[str, Any] | None
-    ) -> Iterator[StepBatch]:
-        """Open the endless steps of a stage for this rank, from a saved position on.
+    ) -> tuple[dict[str, Any], Generator[StepBatch, None, None]]:
+        """Open the endless steps of a stage for this rank, from a saved position on, or from the beginning.
 
         Every round of an adaptive mixture has its own shares and its own order.
+
+        Returns:
+            The position as JSON, and the steps.
         """
         mixture = self.open_mixture(stage, model)
         require_same_data(mixture)
@@ -102,16 +105,18 @@ class StageData:
             notes += entry.augmenter.list_notes() if entry.augmenter is not None else []
         for note in notes if is_main() and state is None else ():
             make_console().print(note, style="yellow")
-        return make_loader(
+        position = PlanState.from_json(state) if state else PlanState.at_beginning(mixture)
+        steps = make_loader(
             mixture,
             self.tasks,
             rank(),
             world_size(),
             data.workers,
             data.prefetch,
-            PlanState.from_json(state) if state else None,
+            position,
             list_frame_stores(model),
         )
+        return position.to_json(), steps
 
     def join_states(self, states: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """Return the one position, from that of every rank, that any number of ranks can go on from."""

@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -44,6 +44,11 @@ class PlanState:
     streams: Mapping[int, StreamState]
     fingerprint: str
     sources: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def at_beginning(cls, mixture: Mixture) -> PlanState:
+        """Return where a mixture begins."""
+        return cls(0, {}, mixture.fingerprint, mixture.source_fingerprints)
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values for ``state.json``."""
@@ -129,8 +134,8 @@ def make_loader(
     prefetch: int,
     state: PlanState | None = None,
     stores: tuple[FeatureStore, ...] = (),
-) -> Iterator[StepBatch]:
-    """Yield the endless steps of a rank, built by worker processes (or here, with ``workers=0``).
+) -> Generator[StepBatch, None, None]:
+    """Yield the endless steps of a rank, built by worker processes (or here, with ``workers=0``) until it is closed.
 
     Args:
         workers: processes; more than the rank has streams are not started.
@@ -142,7 +147,7 @@ def make_loader(
         UserError: when the state belongs to other data, for a mistake that a worker met, and when a worker died or
             did not answer: the row it was at is named.
     """
-    state = state or PlanState(0, {}, mixture.fingerprint)
+    state = state or PlanState.at_beginning(mixture)
     refuse_other_data(mixture, state)
     turns = list_turns(mixture, rank, world, state.step)
     served = sorted(set(turns))
@@ -248,7 +253,7 @@ def iterate_steps(
     turns: Sequence[int],
     workers: Mapping[int, Worker],
     places: int,
-) -> Iterator[StepBatch]:
+) -> Generator[StepBatch, None, None]:
     """Take micro-batches from the workers in turn and put them together to steps.
 
     Args:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -32,14 +32,17 @@ if TYPE_CHECKING:  # it goes from one stage of these to the next
     from uniaudio.train.stages import RunServices
 
 
-def open_steps(data: TrainingData, model: StageModel, position: TrainState) -> Iterator[Steps]:
-    """Open the data of a stage where a position is.
+def open_steps(data: TrainingData, model: StageModel, position: TrainState) -> Generator[Steps, None, None]:
+    """Open the data of a stage where a position is, and note in the position which data these are.
+
+    So a checkpoint from before the first step of a stage, or of a round of an adaptive mixture, names its data, too.
 
     Raises:
         UserError: when they are not those of the checkpoint that the position is from.
     """
     balance = AdaptiveMixture.from_json(position.balance)
-    return data.open_steps(position.stage, model.engine.plain, balance, position.stream)
+    position.stream, steps = data.open_steps(position.stage, model.engine.plain, balance, position.stream)
+    return steps
 
 
 @dataclass(frozen=True)
@@ -108,7 +111,7 @@ class StageRun:
         self.tracker.log_event("stage", step=self.position.step, stage=name, **facts)
         self.run.user.call("on_stage", self.position.step, facts)
 
-    def train_to_end(self, steps: Iterator[Steps] | None = None) -> bool:
+    def train_to_end(self, steps: Generator[Steps, None, None] | None = None) -> bool:
         """Run the stage to its end; return False when it was stopped before (a checkpoint is saved then).
 
         Args:
@@ -140,7 +143,8 @@ class StageRun:
             balance = self.stage.balance
             if balance and position.stage_step % balance.every == 0 and not position.has_finished(self.stage):
                 self.evaluation.move_mixture(balance)
-                steps = steps if self.is_over else self.open_steps()
+                steps.close()  # its workers end before those of the next round begin
+                steps = self.open_steps()
             must_stop = self.evaluation.check_guards(self.is_over)
             if position.step % settings.save_every == 0 or self.is_over or must_stop:
                 self.save()
@@ -148,7 +152,7 @@ class StageRun:
                 return False
         return True
 
-    def open_steps(self) -> Iterator[Steps]:
+    def open_steps(self) -> Generator[Steps, None, None]:
         """Open the data of the stage where the position is."""
         return open_steps(self.run.data, self.model, self.position)
 
@@ -323,11 +327,9 @@ class StageRun:
         """Begin to write a checkpoint."""
         self.saved_step = self.position.step
         self.position.skips = self.run.sum_ledgers().counts()
-        streams = [state for state in gather_objects(self.position.stream) if state is not None]
-        joined = self.run.data.join_states(streams) if streams else None
         state = {
             **self.position.to_json(),
-            "stream": joined,
+            "stream": self.run.data.join_states(gather_objects(self.position.stream)),
             STAGE_END: self.position.has_finished(self.stage),
         }
         average = self.model.average

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from torch import nn
@@ -62,8 +62,8 @@ class TrainingData(Protocol):
 
     def open_steps(
         self, stage: int, model: nn.Module, balance: AdaptiveMixture, state: dict[str, Any] | None
-    ) -> Iterator[Steps]:
-        """Return the endless steps of a stage for this rank.
+    ) -> tuple[dict[str, Any], Generator[Steps, None, None]]:
+        """Return a position, and the endless steps of a stage for this rank from there on.
 
         Args:
             balance: the adaptive mixture. state: the position to go on from, None for the beginning.

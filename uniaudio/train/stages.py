@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import socket
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -159,7 +159,7 @@ def train_stages(
         return 0
     with StopSignal() as stop, HangWatch(run_dir, config.train.hang_seconds) as watch, ExitStack() as stack:
         model = open_stage(models, data, config, accelerator, position, checkpoint)
-        steps: Iterator[Steps] | None = open_steps(data, model, position)
+        steps: Generator[Steps, None, None] | None = open_steps(data, model, position)
         barrier()  # every rank has what it needs
         run = RunServices(models, data, evaluator, config, accelerator, stop, watch, position, callbacks)
         stack.callback(run.close)
@@ -183,7 +183,10 @@ def train_stages(
 
 
 def train_stage(
-    run: RunServices, model: StageModel, position: TrainState, steps: Iterator[Steps] | None
+    run: RunServices,
+    model: StageModel,
+    position: TrainState,
+    steps: Generator[Steps, None, None] | None,
 ) -> bool:
     """Train one stage from where the position is, wait for its checkpoints and release its engine.
 
