@@ -26,6 +26,7 @@ ODD = [
     b'{"step": 4, "loss": 1.0, "tasks": [1]}',
     b'{"step": 4, "loss": 1.0, "tasks": {"a": "b"}}',
     b'{"step": 4, "audio_seconds": "long"}',
+    b'{"step": 4, "audio_seconds": 1' + b"0" * 400 + b"}",  # more than a float holds
     b'{"step": 4, "choices": {"a": 3}}',
     b'{"event": 4, "step": 3}',
     b'{"event": "stage", "step": 0}',

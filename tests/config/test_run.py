@@ -52,6 +52,8 @@ def test_overrides_go_through_the_same_checks(tone_run):
         ),
         ("output_dir=''", "output_dir: input should be text that is not empty, got ''"),
         ('train.run_name="\\ud800"', "a text holds half a character (U+D800 to U+DFFF); remove it"),
+        ("seed=18446744073709551616", "seed: a seed is a whole number of 64 bits; give a smaller one"),
+        ("train.betas=[0.9, 1.0]", "train.betas.1: input should be less than 1"),
         ("decoder.miniature.layerz=3", "decoder.miniature.layerz: unknown key (did you mean 'layers'?)"),
     ],
 )

@@ -1,14 +1,18 @@
 """What machines have to have alike, and what may be another on each."""
 
+import re
+
 import pytest
 from accelerate import Accelerator
 
+import uniaudio
 from uniaudio.config.run_files import load_run
 from uniaudio.data.recipe import load_recipe
 from uniaudio.errors import UserError
 from uniaudio.train import host_agreement
 from uniaudio.train.host_agreement import (
     describe_config,
+    describe_package,
     describe_recipes,
     describe_software,
     require_agreement,
@@ -100,6 +104,12 @@ def test_software_names_versions_commit_and_files():
     software = describe_software()
     assert software["torch"] == torch.__version__
     assert ", files " in software["uniaudio"]
+
+
+def test_a_checkout_without_git_is_described_by_its_files(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    described = describe_package.__wrapped__()
+    assert re.fullmatch(rf"{re.escape(uniaudio.__version__)}, files [0-9a-f]{{8}}", described)
 
 
 def test_weights_are_compared_by_content(other_host):

@@ -3,6 +3,9 @@
 import json
 from dataclasses import dataclass
 
+import pytest
+
+from uniaudio.errors import UserError
 from uniaudio.train.loggers import Tracker
 
 
@@ -56,6 +59,14 @@ def test_other_ranks_write_skips_only(tmp_path):
     other.write_skips(1, [Skip("tones", "7")])
     assert lines(tmp_path / "run" / "skipped.jsonl") == [{"step": 1, "source": "tones", "row": "7"}]
     other.close()
+
+
+def test_records_that_cannot_be_written_are_reported(tmp_path):
+    (tmp_path / "skipped.jsonl").mkdir()
+    tracker = Tracker(tmp_path, main=True, start_step=0, total_steps=9)
+    with pytest.raises(UserError, match=r"skipped\.jsonl could not be written .*; checkpoints are intact"):
+        tracker.write_skips(1, [Skip("tones", "1")])
+    tracker.close()
 
 
 def test_scores_of_an_evaluation_are_printed(tmp_path, capsys):

@@ -482,6 +482,20 @@ def test_an_auxiliary_loss_is_a_function_of_the_mean_over_the_step_and_not_divid
     assert rows[1]["grad_norm"] == pytest.approx(2 * 0.5 * mean**2)
 
 
+def test_auxiliary_losses_of_steps_that_are_left_out_do_not_count(tone_run):
+    run(tone_run, Model(auxiliary=True, bad=(3,)), "train.max_steps=2", "train.log_every=2")
+    [row] = [row for row in rows(tone_run) if "tasks" in row]
+    assert row["auxiliary"] == {"balance": pytest.approx((0.5 * 1.5) ** 2)}  # of the batches 1 and 2
+
+
+def test_any_seed_that_torch_takes_seeds_the_dropout(tone_run):
+    run(tone_run, Model(), "train.max_steps=2", "seed=18446744073709551615", to("large", tone_run))
+    run(tone_run, Model(), "train.max_steps=2", "seed=7", to("small", tone_run))
+    assert not torch.equal(
+        saved(tone_run, "large").model["encoder.weight"], saved(tone_run, "small").model["encoder.weight"]
+    )
+
+
 @pytest.mark.parametrize(
     ("variable", "value", "message"),
     [

@@ -56,6 +56,15 @@ def test_it_names_the_batch_and_the_setting(problem):
     )
 
 
+def test_at_the_update_it_names_what_takes_less_memory():
+    with pytest.raises(UserError) as message, explain_out_of_memory(None, STAGE, 1):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+    assert str(message.value) == (
+        "out of memory in step 1, at the update of the weights: AdamW keeps two moments of each trained parameter; "
+        "train less (stages.joint.train, or lora), or launch with zero2 or fsdp2 on more GPUs"
+    )
+
+
 def test_a_real_allocation_that_fails():
     with pytest.raises(UserError, match="out of memory in step 1"), explain_out_of_memory(batch(), STAGE, 1):
         torch.empty(2**60, dtype=torch.float32)

@@ -117,6 +117,16 @@ def test_a_run_with_profile_gets_a_trace_and_a_table(tone_run, tmp_path, fresh_a
     assert build_parts_table(message).row_count == len(message["parts"])
 
 
+@pytest.mark.parametrize("steps", [2, 6])
+def test_a_run_that_is_too_short_for_a_profile_says_so(tone_run, tmp_path, fresh_accelerate, capsys, steps):
+    run_training(load_run(str(tone_run), ["train.profile=true", f"train.max_steps={steps}"]), None)
+    assert (
+        "train.profile: no profile was written, because the run did fewer than 8 steps"
+        in capsys.readouterr().out
+    )
+    assert not (tmp_path / "out/profile").exists()
+
+
 def test_nobody_looks_at_a_run_that_has_no_profile(tone_run, tmp_path, fresh_accelerate):
     run_training(load_run(str(tone_run), ["train.max_steps=2"]), None)
     assert not (tmp_path / "out/profile").exists()

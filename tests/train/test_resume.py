@@ -15,7 +15,7 @@ from uniaudio.commands.train import run_training
 from uniaudio.config.run_files import load_run
 from uniaudio.errors import UserError
 from uniaudio.model.decoder_loading import load_decoder
-from uniaudio.train.resume import Effect, compare_configs, is_finished
+from uniaudio.train.resume import Effect, SettingChange, compare_configs, is_finished, print_changes
 from uniaudio.train.state import TrainState
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerate")
@@ -177,6 +177,15 @@ def test_what_a_change_does_depends_on_where_the_run_is(tone_run):
     assert changes(tone_run, TrainState(), with_ewc, more) == {
         "stages.0.continual.ewc.examples": Effect.REFUSED  # what was measured is kept
     }
+
+
+def test_changes_are_printed_by_the_main_process_alone(capsys, monkeypatch):
+    change = SettingChange("train.clip", 1.0, 2.0, Effect.FROM_HERE_ON)
+    print_changes([change], 4)
+    assert capsys.readouterr().out == "from step 5 on with another setting: train.clip: 1.0 -> 2.0\n"
+    monkeypatch.setattr("uniaudio.train.resume.is_main", lambda: False)
+    print_changes([change], 4)
+    assert capsys.readouterr().out == ""
 
 
 def test_what_does_not_alter_the_run_is_no_change(tone_run):

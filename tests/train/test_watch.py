@@ -32,6 +32,13 @@ def test_steps_that_end_in_time_leave_no_file(tmp_path, capsys):
     assert capsys.readouterr().err == ""
 
 
+def test_it_can_be_switched_off(tmp_path):
+    """``hang_seconds: .inf``, which is more than a timer takes."""
+    with HangWatch(tmp_path / "run", float("inf")) as watch:
+        watch.rearm()
+    assert not list((tmp_path / "run").iterdir())
+
+
 def test_a_run_folder_that_cannot_be_written_does_not_end_the_watch(tmp_path, capfd):
     (tmp_path / "file").write_text("")
     said = ""

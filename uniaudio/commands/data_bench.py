@@ -20,6 +20,7 @@ from uniaudio.data.recipe import Recipe
 from uniaudio.tiny.recipe_texts import collect_recipe_texts, list_text_pieces
 from uniaudio.tiny.text_lm import train_tokenizer
 from uniaudio.types import SAMPLE_RATE
+from uniaudio.units import MAXRSS_UNIT
 
 BUDGET = 120.0  # seconds of a micro-batch, where there is no run config
 TOKENS_PER_SECOND = 12.5
@@ -55,7 +56,8 @@ def measure_loading(mixture: Mixture, tasks: tuple[str, ...], workers: int, seco
     memory = sum(
         resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
     )
-    return LoaderSpeed(workers, audio / used, questions / used, longest, begin - started, memory / 2**10)
+    mebibytes = memory * MAXRSS_UNIT / 2**20
+    return LoaderSpeed(workers, audio / used, questions / used, longest, begin - started, mebibytes)
 
 
 def bench_mixture(recipe: Recipe, budget: float, streams: int) -> Mixture:

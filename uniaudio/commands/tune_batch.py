@@ -30,7 +30,7 @@ from uniaudio.train.engines.accelerator import make_accelerator
 from uniaudio.train.engines.base import Engine
 from uniaudio.train.engines.precision import choose_precision
 from uniaudio.train.trainable import TrainableParameters, enter_stage
-from uniaudio.units import GIB
+from uniaudio.units import GIB, MAXRSS_UNIT
 
 LOOKED_AT = 6  # micro-batches of real data; the dearest of them counts
 PRECISION = 0.05  # of the budget: where the search ends
@@ -120,7 +120,7 @@ def measure_stage_peak(
     if device.type == "cuda":
         used = float(torch.cuda.max_memory_allocated(device))
     else:
-        used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0
+        used = float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * MAXRSS_UNIT)
     return (used + optimizer_bytes) / GIB
 
 

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import PositiveFloat, PositiveInt
 
 from uniaudio.config.encoders import LoraConfig
-from uniaudio.config.records import Strict
+from uniaudio.config.records import Seed, Strict
 
 
 class MiniatureConfig(Strict):
@@ -35,7 +35,7 @@ class MiniatureConfig(Strict):
     """Texts per step. Read by: train, tune-batch."""
     lr: PositiveFloat = 3e-3
     """Peak learning rate. Read by: train, tune-batch."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of its weights and batches. Read by: train, tune-batch."""
     extra_texts: str | None = None
     """Text file with more lines to train on. Default: only the texts of the recipe. Read by: train, tune-batch."""

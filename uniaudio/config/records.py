@@ -6,7 +6,7 @@ import json
 import re
 from typing import Annotated, Any, ClassVar, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, ValidationError
 
 from uniaudio.config.usual_names import UsualNames
 from uniaudio.config.validation_errors import explain
@@ -43,6 +43,16 @@ def check_expression(pattern: str) -> str:
 OneOrMore = Annotated[
     tuple[str, ...], BeforeValidator(list_texts, json_schema_input_type=str | tuple[str, ...])
 ]
+
+
+def check_seed(seed: int) -> int:
+    """Refuse a seed that torch's generators cannot take."""
+    if not -(2**63) <= seed < 2**64:
+        raise ValueError("a seed is a whole number of 64 bits; give a smaller one")
+    return seed
+
+
+Seed = Annotated[int, AfterValidator(check_seed)]
 
 
 def build(kind: type[Record], data: Any, where: str) -> Record:

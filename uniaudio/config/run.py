@@ -15,7 +15,7 @@ from uniaudio.config.decoder import DecoderConfig
 from uniaudio.config.encoders import EncoderConfig
 from uniaudio.config.evaluation import EvaluateConfig
 from uniaudio.config.fusion import ONE_IS_ENOUGH, FusionConfig
-from uniaudio.config.records import Strict
+from uniaudio.config.records import Seed, Strict
 from uniaudio.config.stages import GuardConfig, Stage
 from uniaudio.config.strict_yaml import dump_yaml
 from uniaudio.config.training import TrainConfig
@@ -33,7 +33,7 @@ class RunConfig(Strict):
     """
 
     usual_names: ClassVar[UsualNames | None] = RUN_NAMES
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the adapter's and the fusion's initial weights, the order of examples, dropout and
     augmentation.
     """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator
 
@@ -12,6 +12,8 @@ from uniaudio.config.records import Strict
 TrackerName = Literal[
     "tensorboard", "wandb", "trackio", "mlflow", "comet_ml", "aim", "clearml", "dvclive", "swanlab"
 ]
+
+Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class TrainConfig(Strict):
@@ -30,10 +32,10 @@ class TrainConfig(Strict):
     """Gradient clipping: largest norm of the gradient."""
     weight_decay: float = Field(default=0.01, ge=0)
     """Weight decay of AdamW, for matrices; biases and norms are not decayed."""
-    betas: tuple[float, float] = (0.9, 0.98)
+    betas: tuple[Beta, Beta] = (0.9, 0.98)
     """Coefficients of AdamW's running means of the gradient and of its square."""
     precision: Literal["auto", "bf16", "no"] = "auto"
-    """`bf16` runs the forward under autocast, `no` in float32, `auto` uses bf16 on GPUs that support it. Weights and
+    """`bf16` runs the forward under autocast, `no` in float32; `auto` is bf16 on GPUs and `no` on CPUs. Weights and
     moments are float32. Read by: train, plan, tune-batch.
     """
     log_every: PositiveInt = 10

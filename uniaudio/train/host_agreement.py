@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
+import shutil
 import socket
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -77,7 +78,7 @@ def describe_package() -> str:
     for file in sorted(folder.rglob("*.py")):
         digest.update(file.relative_to(folder).as_posix().encode() + b"\0" + file.read_bytes())
     commit = ""
-    if (folder.parent / ".git").exists():
+    if (folder.parent / ".git").exists() and shutil.which("git"):
         done = subprocess.run(
             ["git", "-C", str(folder), "rev-parse", "--short", "HEAD"], capture_output=True, text=True
         )

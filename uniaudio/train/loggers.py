@@ -133,20 +133,14 @@ class Tracker:
             self.write({"event": name, **facts})
 
     def write(self, row: Mapping[str, Any]) -> None:
-        try:
-            with self.metrics.open("a", encoding="utf-8") as stream:
-                stream.write(json.dumps(row) + "\n")
-        except OSError as problem:
-            raise UserError(
-                f"{self.metrics} could not be written ({problem}); checkpoints are intact"
-            ) from problem
+        append_text(self.metrics, json.dumps(row) + "\n")
 
     def write_skips(self, step: int, skips: Sequence[Any]) -> None:
         """Append the rows left out in a step to ``skipped.jsonl``; every rank tells of its own, one line each."""
         if skips:
             self.run_dir.mkdir(parents=True, exist_ok=True)
-            with (self.run_dir / "skipped.jsonl").open("a", encoding="utf-8") as stream:
-                stream.write("".join(json.dumps({"step": step, **asdict(skip)}) + "\n" for skip in skips))
+            rows = "".join(json.dumps({"step": step, **asdict(skip)}) + "\n" for skip in skips)
+            append_text(self.run_dir / "skipped.jsonl", rows)
 
     def close(self) -> None:
         """Stop the bar and the trackers."""
@@ -154,6 +148,19 @@ class Tracker:
             self.bar.stop()
         if self.experiments is not None:
             self.experiments.finish()
+
+
+def append_text(path: Path, text: str) -> None:
+    """Append to a file of a run.
+
+    Raises:
+        UserError: when the disk refuses.
+    """
+    try:
+        with path.open("a", encoding="utf-8") as stream:
+            stream.write(text)
+    except OSError as problem:
+        raise UserError(f"{path} could not be written ({problem}); checkpoints are intact") from problem
 
 
 def describe_scores(result: Mapping[str, Any]) -> str:

@@ -65,6 +65,7 @@ class StageRun:
 
     Attributes:
         metrics: sums over the steps since the last row of metrics.
+        penalties: the auxiliary losses and the anchors' penalties of the last step, by name.
     """
 
     metrics: MetricSums
@@ -75,6 +76,7 @@ class StageRun:
         self.stage: Stage = run.config.stages[position.stage]
         self.spikes = LossSpikeDetector(self.config.train, position, self.tracker)
         self.saved_step: int | None = None
+        self.penalties: dict[str, float] = {}
         self.evaluation = PeriodicEvaluation(run, model.engine, position)
         run.user.enter_stage(self.stage.name, model.engine.plain)
         self.has_auxiliary = bool(getattr(model.engine.plain.encoder, "auxiliary", ()))
@@ -199,7 +201,10 @@ class StageRun:
             # what the metrics need, without what the backward needed
             losses.append((batch, replace(loss, total=loss.total.detach(), auxiliary={}, frames=None)))
         self.run.writer.wait_for_copies()
-        with self.run.profile.part("optimizer"):
+        with (
+            self.run.profile.part("optimizer"),
+            explain_out_of_memory(None, self.stage, self.position.step + 1),
+        ):
             # the norm is taken over all ranks; nothing is updated where it is not finite
             norm = engine.step(max_norm=self.config.train.clip)
         return losses, norm
@@ -212,7 +217,8 @@ class StageRun:
         """
         accelerator = self.run.accelerator
         step_seed = self.config.seed * 1_000_003 + self.position.step
-        torch.manual_seed(step_seed * 4099 + index * accelerator.num_processes + accelerator.process_index)
+        micro_seed = step_seed * 4099 + index * accelerator.num_processes + accelerator.process_index
+        torch.manual_seed(micro_seed % 2**64)  # which changes nothing about what torch can take
 
     def compute_distance_to_teacher(self, batch: Batch, frames: Ragged) -> Tensor:
         """Return the sum, over the frames of a micro-batch, of their distance to those of the distilled model."""
@@ -224,12 +230,11 @@ class StageRun:
     def add_penalties(self, objective: Tensor, auxiliary: AuxiliaryLosses) -> Tensor:
         """Add what counts once in a step: auxiliary losses and the anchors' penalties."""
         if self.has_auxiliary:
-            extra, values = auxiliary.compute_objective()
-            self.metrics.add_auxiliary(values)
+            extra, self.penalties = auxiliary.compute_objective()
             objective = objective if extra is None else objective + extra
         for name, anchor in self.model.anchors.items():
             penalty = anchor.compute_penalty(self.model.engine.plain)
-            self.metrics.add_auxiliary({name: float(penalty.detach())})
+            self.penalties[name] = float(penalty.detach())
             objective = objective + penalty
         return objective
 
@@ -276,6 +281,8 @@ class StageRun:
             self.model.average.update(engine.plain)
         for batch, loss in losses:
             self.metrics.add(batch, loss, has_metrics=is_applied)
+        if is_applied:
+            self.metrics.add_auxiliary(self.penalties)
         if self.config.data.log_ids:
             self.metrics.ids.append(ids)
         self.tracker.advance()

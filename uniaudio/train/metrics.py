@@ -15,7 +15,7 @@ from torch import Tensor
 from uniaudio.distributed import gather_objects, sum_over_ranks, world_size
 from uniaudio.feature_cache import Clips
 from uniaudio.types import Batch, LossSum
-from uniaudio.units import GIB
+from uniaudio.units import GIB, MAXRSS_UNIT
 
 
 @dataclass
@@ -134,4 +134,4 @@ def memory_gib(device: torch.device) -> float:
     """Return the peak memory so far: of the device on CUDA, of the process elsewhere."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / GIB
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * MAXRSS_UNIT / GIB

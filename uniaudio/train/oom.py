@@ -15,8 +15,8 @@ SIGNS = ("out of memory", "can't allocate memory")  # of CUDA, of the CPU's allo
 
 
 @contextlib.contextmanager
-def explain_out_of_memory(batch: Batch, stage: Stage, step: int) -> Iterator[None]:
-    """Turn an allocation that failed into a sentence about the micro-batch.
+def explain_out_of_memory(batch: Batch | None, stage: Stage, step: int) -> Iterator[None]:
+    """Turn an allocation that failed into a sentence about the micro-batch; None: about the optimizer's update.
 
     Raises:
         UserError: with the sizes of the micro-batch.
@@ -29,6 +29,12 @@ def explain_out_of_memory(batch: Batch, stage: Stage, step: int) -> Iterator[Non
             s in text for s in SIGNS
         ):
             raise
+        if batch is None:
+            raise UserError(
+                f"out of memory in step {step}, at the update of the weights: AdamW keeps two moments of each "
+                f"trained parameter; train less (stages.{stage.name}.train, or lora), or launch with zero2 or fsdp2 on "
+                "more GPUs"
+            ) from problem
         raise UserError(
             f"out of memory in step {step}, at a micro-batch of {len(batch.audio)} clips, "
             f"{batch.audio_seconds:.0f} s of audio, {len(batch.tokens.values)} decoder tokens and "

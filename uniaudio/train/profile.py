@@ -59,6 +59,17 @@ class StepProfile:
         elif self.steps == WARM + LOOKED_AT:
             self.end()
 
+    def close(self) -> None:
+        """Say where a run came to its end before there was a profile."""
+        if not self.wanted:
+            return
+        if self.looking is not None:
+            self.looking.__exit__(None, None, None)
+        self.wanted, self.looking = False, None
+        self.tracker.warn(
+            f"train.profile: no profile was written, because the run did fewer than {WARM + LOOKED_AT} steps"
+        )
+
     def begin(self, model: nn.Module) -> None:
         for name, module in iterate_parts(model):
             self.hooks += mark_calls(name, module)

@@ -183,8 +183,8 @@ def is_finished(position: TrainState, config: RunConfig) -> bool:
 
 
 def print_changes(changes: Sequence[SettingChange], step: int) -> None:
-    """Say which settings are others from a step on."""
-    for change in changes:
+    """Say on the main process which settings are others from a step on."""
+    for change in changes if is_main() else ():
         make_console().print(
             f"from step {step + 1} on with another setting: {change}",
             style="yellow",

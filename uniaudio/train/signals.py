@@ -1,4 +1,4 @@
-"""Stopping in order: a signal is a wish that the loop reads between two steps."""
+"""Stopping in order: the loop reads between two steps whether a signal has come."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ CONTINUE_LATER = 75  # exit code: stopped early, safe to continue with --resume
 
 
 class StopSignal:
-    """Notes SIGTERM (a scheduler) and the first SIGINT (a person); the second SIGINT stops at once.
+    """Notes SIGTERM (a scheduler) and SIGINT (a person); a SIGINT after any of them ends the run at once.
 
     Signals come to the main thread of Python alone: training in another one has none to note.
     """

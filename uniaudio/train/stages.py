@@ -107,6 +107,7 @@ class RunServices:
     def close(self) -> None:
         """Let what is being written come to its end, however the run ends."""
         self.writer.finish()
+        self.profile.close()
         self.tracker.close()
 
 

@@ -12,6 +12,7 @@ from typing import TextIO
 from uniaudio.distributed import rank
 
 STDERR = 2  # the file descriptor, whatever ``sys.stderr`` is at the time
+LONGEST = 100 * 365 * 86400.0  # seconds; timers refuse more than some hundred years, and infinity
 
 
 class HangWatch:
@@ -24,9 +25,9 @@ class HangWatch:
     """
 
     def __init__(self, run_dir: Path, seconds: float) -> None:
-        self.path, self.seconds = run_dir / f"stacks-rank{rank()}.txt", seconds
+        self.path, self.seconds = run_dir / f"stacks-rank{rank()}.txt", min(seconds, LONGEST)
         self.file: TextIO | None = None
-        self.notice = threading.Timer(seconds, self.print_notice)
+        self.notice = threading.Timer(self.seconds, self.print_notice)
 
     def __enter__(self) -> HangWatch:
         with contextlib.suppress(OSError):

@@ -177,6 +177,22 @@ def test_every_so_many_steps_and_the_ends_of_stages_are_kept_too(tone_run, tmp_p
     assert find_stage_ends(tmp_path / "run")[0] == {0: path.with_name("step-000003")}
 
 
+def test_an_old_checkpoint_that_cannot_be_removed_is_no_failure_of_the_new_one(save, monkeypatch):
+    """On NFS a file that somebody reads keeps its folder from being removed."""
+
+    def refuse(path, ignore_errors=False):
+        if not ignore_errors:
+            raise OSError(39, "Directory not empty")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(shutil, "rmtree", refuse)
+        for step in (1, 2, 3, 4):
+            path = save(step)
+    assert names(path.parent) == [f"step-00000{step}" for step in (1, 2, 3, 4)]
+    path = save(5)
+    assert names(path.parent) == ["step-000004", "step-000005"]
+
+
 def test_a_run_taken_up_further_back_keeps_its_new_checkpoint(save):
     for step in (8, 9, 3):
         path = save(step)

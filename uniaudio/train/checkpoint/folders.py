@@ -185,7 +185,8 @@ def prune_checkpoints(folder: Path, keep: int, step: int, every: int | None = No
 
     A damaged checkpoint counts as none of them, so that there are always ``keep`` to fall back on; it goes when they
     are all newer. Later ones, of a run that was taken up again further back, do not count: they would push out the
-    new one. What a killed run left unfinished goes.
+    new one. What a killed run left unfinished goes. What cannot be removed, for somebody reads it over NFS, goes the
+    next time: the new checkpoint is whole.
     """
     old = [path for path in list_step_folders(folder) if parse_step(path) <= step]
     whole = 0
@@ -195,6 +196,6 @@ def prune_checkpoints(folder: Path, keep: int, step: int, every: int | None = No
         whole += not find_damage(path, checksums=parse_step(path) != step)
     for path in old if whole == keep else ():
         if not (every and parse_step(path) % every == 0) and not is_stage_end(path):
-            shutil.rmtree(path)
+            shutil.rmtree(path, ignore_errors=True)
     for rest in folder.glob(f"{UNFINISHED}step-*"):
-        shutil.rmtree(rest)
+        shutil.rmtree(rest, ignore_errors=True)

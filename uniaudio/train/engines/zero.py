@@ -83,16 +83,13 @@ class ZeroEngine(Engine):
         self.engine.optimizer._lazy_init_hp_params_optimizer_state()
 
     def list_trained(self) -> Iterator[Whole]:
-        if self.stage in (1, 2) and self.optimizer.state:
+        if self.stage == 0:
+            yield from super().list_trained()
+            return
+        if self.stage < 3 and self.optimizer.state:
             self.link_moments()
         for name, parameter in self.plain.named_parameters():
             if not parameter.requires_grad:
-                continue
-            if self.stage == 0:
-                state = self.optimizer.state.get(parameter, {})
-                yield Whole(
-                    name, parameter.detach(), {kind: state[kind] for kind in MOMENTS if kind in state}
-                )
                 continue
             moments = {}
             if self.optimizer.state:
