@@ -110,7 +110,7 @@ def our_loop(steps: int, folder: Path) -> dict[str, Any]:
     data: Any = SimpleNamespace(
         open_steps=lambda *_: (position, iterate_steps()), join_states=join_states, tasks=("asr",)
     )
-    train_stages(models, data, models, config, accelerator, resume=False)
+    train_stages(models, data, models, config, accelerator)
     return {"seconds": clock.seconds(), "peak_gib": peak_gib()}
 
 

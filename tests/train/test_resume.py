@@ -86,6 +86,7 @@ def test_a_finished_run_says_so_once_and_goes_on_with_more_steps(begun_run, tone
         patched.setattr("uniaudio.commands.train.build_model", None)  # no model is loaded for it
         assert train(tone_run, "data.workers=1", "train.log_every=3", resume="yes") == 0
         assert train(tone_run, resume="auto") == 0
+        assert train(tone_run, "train.max_steps=3", resume="yes") == 0  # it is beyond that
     assert "already finished at step 4" in capsys.readouterr().out
     assert contents(begun_run) == before
     assert events(begun_run).count("finished") == 1

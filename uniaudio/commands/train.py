@@ -74,7 +74,7 @@ from uniaudio.train.engines.conflicts import refuse_what_shards_cannot
 from uniaudio.train.host_agreement import require_same_run, require_same_weights
 from uniaudio.train.loggers import print_finished_run
 from uniaudio.train.memory_allocator import recommend_allocator
-from uniaudio.train.resume import check_resume, find_newest_checkpoint, is_finished
+from uniaudio.train.resume import check_resume, find_newest_checkpoint, is_finished, print_changes
 from uniaudio.train.run_lock import hold_run_folder
 from uniaudio.train.stage_setup import has_reference
 from uniaudio.train.stages import train_stages
@@ -172,11 +172,11 @@ def train_in_held_folder(
     models = RunModels(config, recipes, sets, accelerator, continued, checkpoint)
     data = StageData(config, recipes, models.format)
     evaluator = RunEvaluator(config, recipes, models.format, models.bases, sets)
-    return train_stages(models, data, evaluator, config, accelerator, continued, checkpoint, callbacks)
+    return train_stages(models, data, evaluator, config, accelerator, checkpoint, callbacks)
 
 
 def open_newest(config: RunConfig) -> Checkpoint:
-    """Return the newest checkpoint of a run that is to go on, after it was compared with the config.
+    """Return the newest checkpoint of a run that is to go on, and print what the config has changed since.
 
     Raises:
         UserError: when there is none that can be used, or the config does not fit it.
@@ -185,7 +185,7 @@ def open_newest(config: RunConfig) -> Checkpoint:
     checkpoint = find_newest_checkpoint(
         run_dir, [index for index, stage in enumerate(config.stages) if has_reference(stage)]
     )
-    check_resume(config, checkpoint)
+    print_changes(check_resume(config, checkpoint), checkpoint.state["step"])
     if config.guard is not None and not is_finished(TrainState.from_state(checkpoint.state), config):
         read_reference(config.guard, run_dir)
     return checkpoint

@@ -20,11 +20,10 @@ from uniaudio.train.callbacks import UserCallbacks
 from uniaudio.train.checkpoint.background_writer import CheckpointWriter, find_writers
 from uniaudio.train.checkpoint.folders import STAGE_END, name_step_folder
 from uniaudio.train.checkpoint.reading import Checkpoint, check_bases, load_checkpoint
-from uniaudio.train.loggers import Tracker, describe_end, describe_stop, print_finished_run
+from uniaudio.train.loggers import Tracker, describe_end, describe_stop
 from uniaudio.train.loop import StageRun, open_steps
 from uniaudio.train.profile import StepProfile
 from uniaudio.train.protocols import Evaluator, Models, Steps, TrainingData
-from uniaudio.train.resume import check_resume, find_newest_checkpoint, is_finished, print_changes
 from uniaudio.train.signals import CONTINUE_LATER, StopSignal
 from uniaudio.train.stage_setup import StageModel, open_stage
 from uniaudio.train.state import TrainState
@@ -135,7 +134,6 @@ def train_stages(
     evaluator: Evaluator,
     config: RunConfig,
     accelerator: Accelerator,
-    resume: bool,
     checkpoint: Checkpoint | None = None,
     callbacks: Sequence[object] = (),
 ) -> int:
@@ -144,20 +142,14 @@ def train_stages(
     Nothing in the run folder changes before the model is in its engine and the data are those of the checkpoint.
 
     Args:
-        resume: continue from a checkpoint. checkpoint: which one; default the newest whole one in ``output_dir``.
-        callbacks: of the user, see ``callbacks.py``.
+        checkpoint: where to go on, with a step left to do; None: a new run. callbacks: of the user, see
+            ``callbacks.py``.
 
     Raises:
         UserError: for a checkpoint that does not fit or cannot be written, too many rows or steps left out.
     """
     run_dir = Path(config.output_dir)
-    if resume:
-        checkpoint = checkpoint or find_newest_checkpoint(run_dir)
-        print_changes(check_resume(config, checkpoint), checkpoint.state["step"])
     position = find_start(config, checkpoint, models.bases)
-    if checkpoint is not None and is_finished(position, config):
-        print_finished_run(run_dir, accelerator.is_main_process, position.step)
-        return 0
     with StopSignal() as stop, HangWatch(run_dir, config.train.hang_seconds) as watch, ExitStack() as stack:
         model = open_stage(models, data, config, accelerator, position, checkpoint)
         steps: Generator[Steps, None, None] | None = open_steps(data, model, position)
