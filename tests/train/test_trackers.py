@@ -10,7 +10,11 @@ import numpy as np
 import pytest
 from accelerate import PartialState
 
+from uniaudio.commands.train import RunEvaluator
 from uniaudio.config.run_files import load_run
+from uniaudio.config.strict_yaml import dump_yaml, load_yaml
+from uniaudio.data.eval_examples import iterate_examples, open_examples
+from uniaudio.data.recipe import load_recipe
 from uniaudio.errors import UserError
 from uniaudio.train.tracker_kinds import AnswerSample, flatten_settings
 from uniaudio.train.trackers import ExperimentTrackers, refuse_missing_trackers
@@ -138,6 +142,27 @@ def test_tensorboard_gets_settings_texts_and_clips(tracked, tmp_path):
     assert "| tones:tone | Which tone is it? | low | high |" in texts["answers/text_summary"]
     assert files_with(tmp_path / "out", SECRET) == []
     assert files_with(tmp_path / "out", "stages.0.steps")  # among the hyperparameters
+
+
+def test_sets_with_the_same_clips_are_shown_with_their_own_questions(tone_run):
+    folder = tone_run.parent
+    template = load_yaml(folder / "tone.yaml") | {"task": "name", "prompts": ["Say it.<audio>"]}
+    (folder / "name.yaml").write_text(dump_yaml(template))
+    pairs = [{"dataset": "tones", "template": name} for name in ("tone", "name")]
+    (folder / "two.yaml").write_text(dump_yaml({"recipe": "two", "train": pairs[:1], "evaluate": pairs}))
+    config = load_run(tone_run)
+    recipe = load_recipe("two", near=config.folder)
+    ids = [
+        example.id
+        for entry in recipe.evaluate
+        for _, (example, _) in iterate_examples(open_examples(entry, 1), 30.0)
+    ]
+    assert ids[0] == ids[1]
+    answers = {"answers": [{"id": ids[0], "reference": "low", "answer": "high"}]}
+    evaluator = RunEvaluator(config, [recipe], None, {}, [])
+    shown = evaluator.collect_samples({entry.name: answers for entry in recipe.evaluate})
+    assert [sample.question == "Say it." for sample in shown] == [False, True]
+    assert np.array_equal(shown[0].clip, shown[1].clip)
 
 
 class Broken:

@@ -288,7 +288,7 @@ class RunEvaluator:
     """Evaluates the model while it trains: its losses, its answers, and what it must not forget.
 
     Args:
-        recipes: one per stage. sets: the guarded ones.
+        recipes: one per stage. sets: the guarded ones. clips: the examples that are shown, by set and id.
     """
 
     config: RunConfig
@@ -297,7 +297,7 @@ class RunEvaluator:
     bases: dict[str, dict[str, str]]
     sets: list[TaskRows]
     samples: EvalSamples = field(default_factory=EvalSamples)
-    clips: dict[str, Example] = field(default_factory=dict)
+    clips: dict[str, dict[str, Example]] = field(default_factory=dict)
 
     def wrap_model(self, model: nn.Module) -> LoadedModel:
         return LoadedModel(cast_to_audio_lm(model), self.format, self.config, self.bases)
@@ -324,10 +324,13 @@ class RunEvaluator:
         shown = []
         for entry in self.recipes[-1].evaluate:
             answers = {item["id"]: item for item in results[entry.name]["answers"][:ANSWERS_OF_A_SET]}
-            if missing := [name for name in answers if name not in self.clips]:
-                self.clips.update(find_examples(entry, missing))
+            known = self.clips.setdefault(
+                entry.name, {}
+            )  # two sets may ask other questions about the same clips
+            if missing := [name for name in answers if name not in known]:
+                known.update(find_examples(entry, missing))
             for name, item in answers.items():
-                example = self.clips.get(name)
+                example = known.get(name)
                 question = " ".join("".join(example.prompt).split()) if example else ""
                 clip = (
                     example.clips[0][: SECONDS_OF_A_CLIP * SAMPLE_RATE] if example and example.clips else None

@@ -8,13 +8,13 @@ import os
 import re
 import tempfile
 import uuid
-import wave
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import soundfile
 from numpy.typing import NDArray
 
 from uniaudio.config.run import RunConfig
@@ -261,7 +261,7 @@ class MlflowTracker(RunTracker):
         with tempfile.TemporaryDirectory() as folder:
             for index, sample in enumerate(samples):
                 if sample.clip is not None:
-                    write_wave(Path(folder, f"{index}.wav"), sample.clip)
+                    soundfile.write(Path(folder, f"{index}.wav"), sample.clip, SAMPLE_RATE, subtype="PCM_16")
             self.tracker.log_artifacts(folder, f"answers/step-{step:06d}")
 
     def describe(self) -> str:
@@ -294,12 +294,3 @@ def format_markdown_table(columns: Sequence[str], rows: Sequence[Sequence[Any]])
         for line in lines
     ]
     return "\n".join("| " + " | ".join(line) + " |" for line in cells)
-
-
-def write_wave(file: Path, clip: NDArray[np.int16]) -> None:
-    """Write a clip ``[S]`` at 16 kHz as WAV."""
-    with wave.open(str(file), "wb") as stream:
-        stream.setnchannels(1)
-        stream.setsampwidth(2)
-        stream.setframerate(SAMPLE_RATE)
-        stream.writeframes(clip.tobytes())
