@@ -326,6 +326,20 @@ def test_a_stop_right_after_a_checkpoint_does_not_write_it_again(tone_run):
     assert [event["step"] for event in events(tone_run, "saved")] == [3, 6]
 
 
+def test_a_stop_before_the_first_step_of_a_resume_writes_nothing_again(tone_run, monkeypatch):
+    assert run(tone_run, Model(stops_at=11)) == 75  # in step 6
+    monkeypatch.setattr(
+        "uniaudio.train.loop.StageRun.announce", lambda self: os.kill(os.getpid(), signal.SIGTERM)
+    )
+    assert run(tone_run, Model(), resume=True) == 75
+    assert [event["step"] for event in events(tone_run, "saved")] == [4, 6]
+
+
+def test_a_state_that_lacks_something_is_refused():
+    with pytest.raises(UserError, match="does not hold bad; start a new run from its weights"):
+        TrainState.from_state({name: 0 for name in vars(TrainState()) if name != "bad"})
+
+
 def test_a_changed_learning_rate_holds_after_the_resume_too(tone_run):
     with pytest.raises(UserError):
         run(tone_run, Model(bad=range(12, 100)), "train.max_bad_steps=1")

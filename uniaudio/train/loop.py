@@ -75,7 +75,7 @@ class StageRun:
         self.config, self.tracker = run.config, run.tracker
         self.stage: Stage = run.config.stages[position.stage]
         self.spikes = LossSpikeDetector(self.config.train, position, self.tracker)
-        self.saved_step: int | None = None
+        self.saved_step = position.step if position.stage_step else None  # a run that goes on has that one
         self.penalties: dict[str, float] = {}
         self.evaluation = PeriodicEvaluation(run, model.engine, position)
         run.user.enter_stage(self.stage.name, model.engine.plain)

@@ -7,6 +7,7 @@ from typing import Any
 
 from uniaudio.config.run import RunConfig
 from uniaudio.config.stages import Stage
+from uniaudio.errors import UserError
 from uniaudio.units import SECONDS_PER_HOUR
 
 
@@ -39,7 +40,15 @@ class TrainState:
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> TrainState:
-        """Read what a checkpoint holds."""
+        """Read what a checkpoint holds.
+
+        Raises:
+            UserError: when it lacks something.
+        """
+        if missing := [field.name for field in fields(cls) if field.name not in state]:
+            raise UserError(
+                f"the state of the checkpoint does not hold {missing[0]}; start a new run from its weights"
+            )
         return cls(**{field.name: state[field.name] for field in fields(cls)})
 
     def next_stage(self) -> TrainState:
