@@ -65,7 +65,7 @@ def test_every_event_comes_and_a_stopped_and_continued_run_has_the_same_weights(
     stopped = uniaudio.train(tone_run, options, callbacks=[first])
     assert not stopped.is_finished
     assert [event for event in first.events if event[0] != "save"] == [
-        ("stage", 0), ("step", 1), ("step", 2), ("log", 2), ("step", 3)]  # fmt: skip
+        ("stage", 0), ("step", 1), ("step", 2), ("log", 2), ("step", 3), ("log", 3)]  # fmt: skip
     assert [step for name, step in first.events if name == "save"] == [2, 3]
     run = uniaudio.train(tone_run, options, resume=True, callbacks=[second])
     assert run.is_finished

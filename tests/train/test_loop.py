@@ -326,6 +326,18 @@ def test_a_stop_right_after_a_checkpoint_does_not_write_it_again(tone_run):
     assert [event["step"] for event in events(tone_run, "saved")] == [3, 6]
 
 
+def test_metrics_tell_of_every_step_once_whatever_the_steps_between_rows(tone_run):
+    """A step hears one second."""
+    few = ("train.log_every=100", "train.save_every=3")
+    assert run(tone_run, Model(stops_at=9), *few) == 75  # in step 5
+    with pytest.raises(UserError):
+        run(tone_run, Model(bad=(13,)), *few, "train.max_bad_steps=1", resume=True)  # in step 7
+    assert run(tone_run, Model(), *few, resume=True) == 0
+    logged = [row for row in rows(tone_run) if "loss" in row]
+    assert [(row["step"], row["audio_seconds"]) for row in logged] == [(3, 3.0), (5, 2.0), (6, 1.0), (8, 2.0)]
+    assert [len(row["ids"]) for row in logged] == [3, 2, 1, 2]
+
+
 def test_a_stop_before_the_first_step_of_a_resume_writes_nothing_again(tone_run, monkeypatch):
     assert run(tone_run, Model(stops_at=11)) == 75  # in step 6
     monkeypatch.setattr(

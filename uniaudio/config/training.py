@@ -39,7 +39,7 @@ class TrainConfig(Strict):
     moments are float32. Read by: train, plan, tune-batch.
     """
     log_every: PositiveInt = 10
-    """Optimizer steps between two lines of metrics."""
+    """Optimizer steps between two lines of metrics; a checkpoint ends a line, too."""
     save_every: PositiveInt = 500
     """Optimizer steps between two checkpoints."""
     keep_last: PositiveInt = 2

@@ -65,7 +65,7 @@ class Callback:
         """
 
     def on_log(self, event: CallbackEvent) -> None:
-        """A row of metrics was written, every ``train.log_every`` steps. Metrics: that row."""
+        """A row of metrics was written, every ``train.log_every`` steps and with a checkpoint. Metrics: that row."""
 
     def on_evaluate(self, event: CallbackEvent) -> None:
         """The evaluation sets were answered, every ``train.evaluate_every`` steps. Metrics: the results by set."""

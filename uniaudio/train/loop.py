@@ -66,9 +66,8 @@ class StageRun:
     Attributes:
         metrics: sums over the steps since the last row of metrics.
         penalties: the auxiliary losses and the anchors' penalties of the last step, by name.
+        norm: of the gradients of the last step, before clipping.
     """
-
-    metrics: MetricSums
 
     def __init__(self, run: RunServices, model: StageModel, position: TrainState) -> None:
         self.run, self.model, self.position = run, model, position
@@ -77,6 +76,8 @@ class StageRun:
         self.spikes = LossSpikeDetector(self.config.train, position, self.tracker)
         self.saved_step = position.step if position.stage_step else None  # a run that goes on has that one
         self.penalties: dict[str, float] = {}
+        self.norm = math.nan
+        self.metrics = self.make_metrics()
         self.evaluation = PeriodicEvaluation(run, model.engine, position)
         run.user.enter_stage(self.stage.name, model.engine.plain)
         self.has_auxiliary = bool(getattr(model.engine.plain.encoder, "auxiliary", ()))
@@ -134,12 +135,11 @@ class StageRun:
                 if (position.stage_step or not position.stage) and position.step != self.saved_step:
                     self.save()
                 return False
-            losses, norm = self.train_step(step, totals)
-            self.account(step, totals, losses, norm)
-            self.call_on_step(totals, losses, norm)
+            losses, self.norm = self.train_step(step, totals)
+            self.account(step, totals, losses)
+            self.call_on_step(totals, losses)
             if position.step % settings.log_every == 0 or self.is_over:
-                self.log(norm)
-                self.metrics = self.make_metrics()
+                self.log()
             if settings.evaluate_every and (position.step % settings.evaluate_every == 0 or self.is_over):
                 self.run.user.call("on_evaluate", position.step, self.evaluation.evaluate())
             balance = self.stage.balance
@@ -264,9 +264,7 @@ class StageRun:
             self.metrics.add_costs(costs, len(step.micro))
         return StepTotals(tokens, frames, seconds, bool(stop))
 
-    def account(
-        self, step: Steps, totals: StepTotals, losses: Sequence[tuple[Batch, LossSum]], norm: float
-    ) -> None:
+    def account(self, step: Steps, totals: StepTotals, losses: Sequence[tuple[Batch, LossSum]]) -> None:
         """Move the position behind a step and count it, whether it was applied or left out.
 
         Raises:
@@ -274,7 +272,7 @@ class StageRun:
         """
         position, engine = self.position, self.model.engine
         ids = [i for batch in step.micro for i in batch.ids]
-        is_applied = self.spikes.account(norm, ids)
+        is_applied = self.spikes.account(self.norm, ids)
         position.stage_seconds += totals.seconds
         position.stream = step.state.to_json()
         if is_applied and self.model.average is not None:
@@ -290,14 +288,14 @@ class StageRun:
         self.run.profile.count_step(engine.plain)
         self.run.writer.tell()
 
-    def call_on_step(self, totals: StepTotals, losses: Sequence[tuple[Batch, LossSum]], norm: float) -> None:
+    def call_on_step(self, totals: StepTotals, losses: Sequence[tuple[Batch, LossSum]]) -> None:
         """Tell the user's callbacks of a step; reading its loss waits for the device, so only where one asks for it."""
         if not self.run.user.has("on_step"):
             return
         tokens = max(sum(loss.answer_tokens for _, loss in losses), 1)
         facts = {
             "loss": sum(float(loss.total) for _, loss in losses) / tokens,
-            "grad_norm": norm if math.isfinite(norm) else None,
+            "grad_norm": self.norm if math.isfinite(self.norm) else None,
             "lr": self.read_learning_rates(),
             "answer_tokens": int(totals.answer_tokens),
             "audio_seconds": totals.seconds,
@@ -315,15 +313,16 @@ class StageRun:
         # markers are no padding, as more tokens than the rate would seem to be
         return MetricSums(per_task, None if adapter.time_markers else adapter.tokens_per_second)
 
-    def log(self, norm: float) -> None:
-        """Write one row of metrics."""
+    def log(self) -> None:
+        """Write one row of metrics, and begin to add up for the next."""
         row = {
             "step": self.position.step,
             "stage": self.stage.name,
             **self.metrics.row(self.run.data.tasks, self.config.data.log_ids),
             "lr": self.read_learning_rates(),
-            "grad_norm": norm if math.isfinite(norm) else None,
+            "grad_norm": self.norm if math.isfinite(self.norm) else None,
         }
+        self.metrics = self.make_metrics()
         self.tracker.log(row)
         self.run.user.call("on_log", self.position.step, row)
         features = self.model.features
@@ -331,7 +330,9 @@ class StageRun:
             self.tracker.warn(complaint)
 
     def save(self) -> None:
-        """Begin to write a checkpoint."""
+        """Begin to write a checkpoint; the rows of metrics end with it, for a run that goes on tells of later steps."""
+        if self.metrics.fill:
+            self.log()
         self.saved_step = self.position.step
         self.position.skips = self.run.sum_ledgers().counts()
         state = {
