@@ -250,6 +250,20 @@ def test_a_resume_after_a_step_left_out_is_exact(tone_run):
     same(everything(tone_run, "whole"), everything(tone_run))
 
 
+def test_a_parameter_that_never_had_a_gradient_does_not_hinder_a_resume(tone_run):
+    """Such as the head of an encoder class of the user's own, on which its frames do not depend."""
+
+    def build(**how):
+        model = Model(**how)
+        model.encoder.head = nn.Parameter(torch.ones(2))
+        return model
+
+    run(tone_run, build(), to("whole", tone_run))
+    assert run(tone_run, build(stops_at=9)) == 75
+    assert run(tone_run, build(), resume=True) == 0
+    same(everything(tone_run, "whole"), everything(tone_run))
+
+
 def test_a_loss_that_explodes_is_left_out_once_there_is_a_usual_one(tone_run, capsys):
     overrides = [
         "stages.0.steps=30",

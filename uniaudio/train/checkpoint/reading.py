@@ -14,6 +14,7 @@ from torch import Tensor
 
 from uniaudio.errors import UserError, convert_to_user_error
 from uniaudio.train.checkpoint.integrity import BASES, CONFIG, EMA, MODEL, OPTIMIZER, STATE, find_damage
+from uniaudio.train.engines.base import MOMENTS
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,10 @@ class MomentFiles:
             for file in sorted(path.glob(f"{OPTIMIZER}-*.safetensors")):
                 with safe_open(file, "pt") as stored:
                     self.place.update(dict.fromkeys(stored.keys(), file))
+
+    def has(self, name: str) -> bool:
+        """Return whether there are moments of a parameter."""
+        return any(f"{name}|{moment}" in self.place for moment in MOMENTS)
 
     def get(self, name: str, moment: str) -> Tensor:
         """Return one moment of one parameter, on the CPU.

@@ -27,7 +27,9 @@ class Whole:
 
 
 class SavedMoments(Protocol):
-    """AdamW's moments of a checkpoint."""
+    """AdamW's moments of a checkpoint; there are none of a parameter that never had a gradient."""
+
+    def has(self, name: str) -> bool: ...
 
     def get(self, name: str, moment: str) -> Tensor: ...
 
@@ -104,7 +106,7 @@ class Engine:
     def load_moments(self, saved: SavedMoments, updates: int) -> None:
         """Continue AdamW after so many updates."""
         for name, parameter in self.plain.named_parameters():
-            if parameter.requires_grad:
+            if parameter.requires_grad and saved.has(name):
                 self.optimizer.state[parameter] = {
                     "step": torch.tensor(float(updates), device=self.get_step_device(parameter)),
                     **{kind: self.spread(saved.get(name, kind), parameter) for kind in MOMENTS},

@@ -108,7 +108,7 @@ class ZeroEngine(Engine):
         if self.stage < 3:
             self.link_moments()
         for name, parameter in self.plain.named_parameters():
-            if parameter.requires_grad:
+            if parameter.requires_grad and saved.has(name):
                 for kind in MOMENTS:
                     value = saved.get(name, kind).to(self.engine.device)
                     self.tools.safe_set_full_optimizer_state(parameter, value, kind)
