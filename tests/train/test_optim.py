@@ -8,6 +8,7 @@ import re
 import pytest
 import torch
 from conftest import tiny_whisper
+from helpers.checkpoints import save_miniature
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers import WhisperConfig
@@ -135,6 +136,17 @@ def test_layers_get_less_the_further_down_they_are(tone_run):
     assert below["encoder.whisper.conv1.weight"] == below["encoder.whisper.embed_positions.weight"] == 4
     assert below["encoder.whisper.layers.0.fc1.weight"] == 3
     assert below["encoder.whisper.layer_norm.weight"] == 0
+
+
+@pytest.mark.parametrize(("kind", "depth"), [("wav2vec2", 2), ("hubert", 0), ("wav2vec2-conformer", 0)])
+def test_a_norm_counts_where_it_is_applied(tone_run, kind, depth):
+    """The stock encoders list it before their layers; those of the last two apply it behind them."""
+    save_miniature(kind, tone_run.parent / "wave")
+    model, config, _ = opened(tone_run, {}, "encoders={wave: {path: wave}}")
+    below = count_layers_above(model, config)
+    norms = [name for name in below if name.endswith("encoder.layer_norm.weight")]
+    assert [below[name] for name in norms] == [depth]
+    assert {below[name] for name in below if "pos_conv_embed" in name} == {2}
 
 
 def test_low_rank_updates_stand_in_their_layers(tone_run):

@@ -18,6 +18,9 @@ from uniaudio.train.trainable import explain_nothing_trained, refuse_nothing
 # not the convolutions before the layers, nor the adapter behind them, of conformers
 LAYER = re.compile(r"(?<!subsampling)(?<!adapter)\.(?:layers?|blocks|h|encoders|conformer)\.(\d+)\.")
 
+# classes of transformers; the first ending is that of wav2vec 2.0, HuBERT, WavLM and UniSpeech
+NORMED_BEHIND = ("EncoderStableLayerNorm", "Wav2Vec2ConformerEncoder")
+
 
 def list_learning_rates(config: RunConfig) -> dict[str, float]:
     """Return the peak learning rate of each component: the encoders by their names, fusion, adapter and decoder."""
@@ -77,6 +80,7 @@ def count_layers_above(model: nn.Module, config: RunConfig) -> dict[str, int]:
     (the last norm) is no layer below.
     """
     depths: dict[str, int] = {}
+    last_norms = find_norms_behind_layers(model)
     parts: dict[str, list[str]] = {}
     for name, _ in model.named_parameters():
         component = component_of(name, config)
@@ -88,8 +92,19 @@ def count_layers_above(model: nn.Module, config: RunConfig) -> dict[str, int]:
         begun = False
         for name in names:
             begun = begun or name in number
-            depths[name] = last - number[name] if name in number else 0 if begun else last + 1
+            is_behind = begun or name in last_norms
+            depths[name] = last - number[name] if name in number else 0 if is_behind else last + 1
     return depths
+
+
+def find_norms_behind_layers(model: nn.Module) -> set[str]:
+    """Return the parameters of norms that stock encoders list before their layers and apply behind them."""
+    return {
+        f"{name}.layer_norm.{parameter}"
+        for name, module in model.named_modules()
+        if type(module).__name__.endswith(NORMED_BEHIND)
+        for parameter, _ in module.get_submodule("layer_norm").named_parameters()
+    }
 
 
 def build_optimizer(
