@@ -245,7 +245,12 @@ class TextDecoder(nn.Module):
         rows = table(torch.arange(10, device=self.lm.device).reshape(2, 5) % table.num_embeddings)
         mask = torch.tensor([[1, 1, 1, 1, 1], [0, 0, 1, 1, 1]], device=self.lm.device)
         rows = rows * mask[..., None]
-        settings = {"max_new_tokens": 1, "do_sample": False, "eos_token_id": 0, "pad_token_id": 0}
+        settings: dict[str, Any] = {
+            "max_new_tokens": 1,
+            "do_sample": False,
+            "eos_token_id": 0,
+            "pad_token_id": 0,
+        }
         settings |= {"output_logits": True, "return_dict_in_generate": True}
         with convert_to_user_error(
             f"decoder.path: {type(self.lm).__name__} cannot generate from embeddings", "use another decoder"
