@@ -32,11 +32,13 @@ def test_masks_fill_bands_with_the_mean_of_the_chunk():
     assert torch.equal(mel.values, values)
 
 
-def test_a_band_may_cross_the_border_of_two_chunks():
-    mel = Ragged(torch.randn(3200, 4), torch.tensor([3000, 200]))
-    masked = mask_mel(mel, [2], torch.tensor([[0, 0, 2990, 30]])).values
+@pytest.mark.parametrize("chunk", [3000, 2400])  # mel frames: of Whisper, of Qwen3-Omni and Qwen3-ASR
+@pytest.mark.parametrize("begin", [-10, 7, 190])
+def test_a_band_lies_at_its_time_in_chunks_of_any_length(chunk, begin):
+    mel = Ragged(torch.randn(50 + chunk + 200, 4), torch.tensor([50, chunk, 200]))
+    masked = mask_mel(mel, [1, 2], torch.tensor([[1, 0, chunk + begin, 30]])).values
     changed = (masked != mel.values).any(1).nonzero()[:, 0].tolist()
-    assert changed == list(range(2990, 3020))
+    assert changed == list(range(50 + chunk + begin, min(50 + chunk + begin + 30, len(mel.values))))
 
 
 def test_drawn_bands_stay_inside_the_clip_and_leave_half_of_it():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from torch import Tensor
 
@@ -10,7 +10,6 @@ from uniaudio.ragged import Ragged
 from uniaudio.types import PER_MILLE
 
 TIME, FREQUENCY = 0, 1  # the axis of a mask
-FRAMES_OF_CHUNK = 3000  # mel frames of 30 s
 
 
 def mask_mel(mel: Ragged, chunks_of_clip: Sequence[int], masks: Tensor) -> Ragged:
@@ -20,10 +19,10 @@ def mask_mel(mel: Ragged, chunks_of_clip: Sequence[int], masks: Tensor) -> Ragge
     way in any batch, and again after a resume. Nothing here is random, and nothing waits for the device.
 
     Args:
-        mel: ``[F, M]``, one row of the ragged for each chunk of 30 s.
+        mel: ``[F, M]``, one row of the ragged for each chunk; whole but for the last one of a clip.
         chunks_of_clip: chunks of every clip, in order.
-        masks: ``[R, 4]`` int64 on the CPU: clip, axis, begin, width; in mel frames of 10 ms along time, in
-            thousandths of the mel axis along frequency.
+        masks: ``[R, 4]`` int64 on the CPU: clip, axis, begin, width; in mel frames of 10 ms along time, in thousandths
+            of the mel axis along frequency.
 
     Returns:
         A new ragged; ``mel`` stays as it is.
@@ -42,14 +41,6 @@ def mask_mel(mel: Ragged, chunks_of_clip: Sequence[int], masks: Tensor) -> Ragge
                 low, high = (round(edge * bins / PER_MILLE) for edge in (begin, begin + width))
                 values[rows, low:high] = mean
                 continue
-            for low, high in iterate_masked_rows(begin, width, chunk - first_chunk[clip], rows):
-                values[low:high] = mean
+            start = offsets[first_chunk[clip]] + begin
+            values[max(start, rows.start) : min(start + width, rows.stop)] = mean
     return Ragged(values, mel.lengths)
-
-
-def iterate_masked_rows(begin: int, width: int, number: int, rows: slice) -> Iterator[tuple[int, int]]:
-    """Yield the rows of a clip's ``number``-th chunk that a mask along time covers, if any."""
-    low = max(begin - number * FRAMES_OF_CHUNK, 0)
-    high = min(begin + width - number * FRAMES_OF_CHUNK, rows.stop - rows.start)
-    if low < high:
-        yield rows.start + low, rows.start + high
