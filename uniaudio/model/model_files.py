@@ -21,7 +21,8 @@ RANDOM = "random:"  # prefix of a path: the same architecture with random weight
 RANDOM_WEIGHTS = {"initialization": "random"}  # in the config.json of weights that nobody has trained
 WEIGHTS = "model.safetensors"
 SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
-CONFIGS = ("config.json", "preprocessor_config.json")  # of a model whose weights are drawn
+EXTRACTOR, PROCESSOR = "preprocessor_config.json", "processor_config.json"
+CONFIGS = ("config.json", EXTRACTOR, PROCESSOR)  # of a model whose weights are drawn
 CODE = "*.py"
 ADAPTER = "adapter_config.json"
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
@@ -147,6 +148,36 @@ def read_model_config(folder: Path) -> dict[str, Any]:
     if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
         raise UserError(f"{folder}: config.json names no model_type")
     return config
+
+
+def read_extractor_settings(folder: Path) -> dict[str, Any]:
+    """Return the settings of a model's feature extractor as plain values, empty where the folder has none.
+
+    A processor that transformers 5 has saved holds them in its own file, which counts first, as it does there.
+
+    Raises:
+        UserError: when a file cannot be read.
+    """
+    files = [read_json_object(folder / name) for name in (PROCESSOR, EXTRACTOR)]
+    inside = (files[0].get(key) for key in ("feature_extractor", "audio_processor"))
+    return next((settings for settings in inside if isinstance(settings, dict)), files[1])
+
+
+def read_json_object(file: Path) -> dict[str, Any]:
+    """Read a JSON file as a mapping, an empty one where there is no such file.
+
+    Raises:
+        UserError: when it cannot be read, or holds something else.
+    """
+    if not file.is_file():
+        return {}
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as problem:
+        raise UserError(f"{file} cannot be read ({read_first_line(problem)})") from problem
+    if not isinstance(values, dict):
+        raise UserError(f"{file} is not a JSON object")
+    return values
 
 
 def read_stock_config(

@@ -219,6 +219,24 @@ def test_ast_layers_and_the_means_of_its_folder(tmp_path):
         torch.testing.assert_close(ours.values, by_time, atol=2e-6, rtol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        ("clap", {"frequency_min": 50}),
+        ("ast", {"mean": -5.0, "std": 3.0}),
+        ("w2v_bert", {"padding_value": 0.5}),
+    ],
+)
+def test_an_extractor_that_a_processor_has_saved_is_that_of_its_checkpoint(kind, settings, tmp_path):
+    """A processor of transformers 5 writes no other file for it."""
+    _, encoder = both(kind, tmp_path)
+    assert all(getattr(encoder.extractor, name) != value for name, value in settings.items())
+    stored = {**encoder.extractor.to_dict(), **settings}
+    (tmp_path / "model" / "processor_config.json").write_text(json.dumps({"feature_extractor": stored}))
+    extractor = load(tmp_path / "model").extractor
+    assert {name: getattr(extractor, name) for name in settings} == settings
+
+
 @torch.no_grad()
 def test_the_audio_side_of_a_full_clap_is_taken(tmp_path):
     audio = {

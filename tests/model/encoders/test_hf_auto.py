@@ -81,6 +81,12 @@ def test_whose_code_it_is_is_reported(folder):
     file.write_text(json.dumps({**config, "model_type": "wav2vec2"}))
     with pytest.raises(UserError, match="comes with its own Python code; read it"):
         load(folder, kind="remote")  # the extractor's alone
+    extractor = folder / "preprocessor_config.json"
+    stored = {"feature_extractor": json.loads(extractor.read_text())}
+    extractor.unlink()
+    (folder / "processor_config.json").write_text(json.dumps(stored))
+    with pytest.raises(UserError, match="comes with its own Python code; read it"):
+        load(folder, kind="remote")
     assert not ran(folder)
 
 

@@ -147,9 +147,20 @@ def test_long_clips_are_cut_without_losing_a_frame(tmp_path):
 
 
 @torch.no_grad()
-def test_clips_are_normalised_where_the_feature_extractor_says_so(tmp_path):
+@pytest.mark.parametrize(
+    ("file", "settings"),
+    [
+        ("preprocessor_config.json", {"do_normalize": True}),
+        ("preprocessor_config.json", {"sampling_rate": 16_000}),  # what the stock extractor does then
+        (
+            "processor_config.json",  # where transformers 5 saves it
+            {"feature_extractor": {"do_normalize": True}},
+        ),
+    ],
+)
+def test_clips_are_normalised_where_the_feature_extractor_says_so(file, settings, tmp_path):
     model = saved("wavlm, large", tmp_path)
-    (tmp_path / "model" / "preprocessor_config.json").write_text(json.dumps({"do_normalize": True}))
+    (tmp_path / "model" / file).write_text(json.dumps(settings))
     encoder = load(tmp_path)
     wave = torch.from_numpy(clip(90_000)).float() / 32768 + 0.1
     got = encoder(Ragged.from_rows([torch.zeros(800), wave, torch.zeros(0)])).frames.rows()[1]
@@ -160,6 +171,20 @@ def test_clips_are_normalised_where_the_feature_extractor_says_so(tmp_path):
     torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
     plain = model(wave[None]).last_hidden_state[0]
     assert (got - plain).abs().max() > 1e-3
+
+
+def test_the_processor_s_settings_count_before_those_of_an_older_file(tmp_path):
+    saved("hubert", tmp_path)
+    assert not load(tmp_path).normalize
+    for file, settings in (
+        ("preprocessor_config.json", {"do_normalize": True}),
+        ("processor_config.json", {"feature_extractor": {"do_normalize": False}}),
+    ):
+        (tmp_path / "model" / file).write_text(json.dumps(settings))
+    assert not load(tmp_path).normalize
+    (tmp_path / "model" / "processor_config.json").write_text("[")
+    with pytest.raises(UserError, match=r"^encoders\.a: .*processor_config\.json cannot be read"):
+        load(tmp_path)
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -13,7 +13,7 @@ from transformers.models.audio_spectrogram_transformer import modeling_audio_spe
 from uniaudio.model.activation_checkpointing import run_layer
 from uniaudio.model.encoders.feature_extractor import ChunkedAudioEncoder
 from uniaudio.model.encoders.weights import load_pretrained
-from uniaudio.model.model_files import RANDOM, find_model_folder
+from uniaudio.model.model_files import RANDOM, find_model_folder, read_extractor_settings
 
 HOP = 160  # samples of a spectrogram frame
 SPECIAL = 2  # class and distillation token before the patches
@@ -91,8 +91,5 @@ def load_ast(path: str, revision: str | None = None, seed: int = 0) -> AstAudioE
     config = ASTConfig.from_pretrained(folder)
     config._attn_implementation = "sdpa"
     model = load_pretrained(ASTModel, folder, seed if path.startswith(RANDOM) else None, config)
-    if (folder / "preprocessor_config.json").is_file():
-        extractor = ASTFeatureExtractor.from_pretrained(folder)
-    else:
-        extractor = ASTFeatureExtractor(num_mel_bins=config.num_mel_bins, max_length=config.max_length)
-    return AstAudioEncoder(model, extractor)
+    usual = {"num_mel_bins": config.num_mel_bins, "max_length": config.max_length}
+    return AstAudioEncoder(model, ASTFeatureExtractor.from_dict(read_extractor_settings(folder) or usual))

@@ -15,7 +15,12 @@ from transformers.models.clap.modeling_clap import ClapAudioModel
 from uniaudio.model.encoders.feature_extractor import ChunkedAudioEncoder
 from uniaudio.model.encoders.resampled import resample_to
 from uniaudio.model.encoders.weights import build_with_random_weights, fill, read_tensors
-from uniaudio.model.model_files import RANDOM, find_model_folder, use_stock_attention
+from uniaudio.model.model_files import (
+    RANDOM,
+    find_model_folder,
+    read_extractor_settings,
+    use_stock_attention,
+)
 from uniaudio.types import SAMPLE_RATE
 
 PREFIXES = ("audio_model.", "")  # where a full and a part checkpoint keep the tensors
@@ -96,7 +101,6 @@ def read_saved_tensors(folder: Path, model: ClapAudioModel) -> dict[str, Tensor]
 
 def load_extractor(folder: Path, config: ClapAudioConfig) -> ClapFeatureExtractor:
     """Return the folder's feature extractor, or one that suits the config."""
-    if (folder / "preprocessor_config.json").is_file():
-        return ClapFeatureExtractor.from_pretrained(folder)
     truncation = "fusion" if config.enable_fusion else "rand_trunc"  # they differ in their filters, too
-    return ClapFeatureExtractor(feature_size=config.num_mel_bins, truncation=truncation)
+    usual = {"feature_size": config.num_mel_bins, "truncation": truncation}
+    return ClapFeatureExtractor.from_dict(read_extractor_settings(folder) or usual)

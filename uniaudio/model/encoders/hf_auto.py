@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,7 +17,15 @@ from uniaudio.errors import UserError
 from uniaudio.model.encoders.feature_extractor import ChunkedAudioEncoder
 from uniaudio.model.encoders.resampled import resample_to
 from uniaudio.model.encoders.weights import build_with_random_weights, load_pretrained
-from uniaudio.model.model_files import RANDOM, find_model_folder, read_model_config, read_stock_config
+from uniaudio.model.model_files import (
+    CONFIGS,
+    RANDOM,
+    find_model_folder,
+    read_extractor_settings,
+    read_json_object,
+    read_model_config,
+    read_stock_config,
+)
 from uniaudio.types import SAMPLE_RATE
 
 RATES = (10.0, 12.5, 20.0, 25.0, 40.0, 50.0, 62.5, 75.0, 80.0, 100.0)  # frames per second that models have
@@ -139,15 +146,15 @@ def round_rate(measured: float, name: str) -> float:
 
 
 def list_code_places(folder: Path) -> list[str]:
-    """Return the places of Python code that the configs of a folder name; ``repository--`` before another's."""
-    places = []
-    for name in ("config.json", "preprocessor_config.json"):
-        try:
-            auto_map = json.loads((folder / name).read_text()).get("auto_map") or {}
-        except (OSError, ValueError):  # missing or broken files are reported where they are needed
-            continue
-        places += [str(place) for place in auto_map.values()]
-    return places
+    """Return the places of Python code that the configs of a folder name; ``repository--`` before another's.
+
+    Raises:
+        UserError: when one of them cannot be read.
+    """
+    configs = [read_json_object(folder / name) for name in CONFIGS] + [read_extractor_settings(folder)]
+    maps = [config.get("auto_map") for config in configs]
+    places = (str(place) for auto_map in maps if isinstance(auto_map, dict) for place in auto_map.values())
+    return list(dict.fromkeys(places))
 
 
 def refuse_code(folder: Path, name: str) -> None:

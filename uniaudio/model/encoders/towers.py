@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,11 +18,16 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from uniaudio.errors import UserError
 from uniaudio.model.encoders.feature_extractor import ChunkedAudioEncoder
 from uniaudio.model.encoders.weights import build_with_random_weights, fill, read_tensors
-from uniaudio.model.model_files import RANDOM, find_model_folder, read_model_config, use_stock_attention
+from uniaudio.model.model_files import (
+    RANDOM,
+    find_model_folder,
+    read_extractor_settings,
+    read_model_config,
+    use_stock_attention,
+)
 from uniaudio.types import SAMPLE_RATE
 
 CHUNK_SECONDS = 30.0
-EXTRACTOR_FILES = ("preprocessor_config.json", "processor_config.json")
 
 
 class TowerAudioEncoder(ChunkedAudioEncoder):
@@ -192,12 +196,8 @@ def read_tower_config(stock: Any, values: dict[str, Any], sections: Sequence[str
 
 def read_extractor(extractor: str, folder: Path, config: Any) -> Any:
     """Return the feature extractor of a folder without its dither, or where it has none, the usual one of its kind."""
-    values: dict[str, Any] = {}
-    for file in (folder / name for name in EXTRACTOR_FILES):
-        if not values and file.is_file():
-            read = json.loads(file.read_text())
-            values = read.get("feature_extractor") or (read if "sampling_rate" in read else {})
-    if not values:
+    values = read_extractor_settings(folder)
+    if "sampling_rate" not in values:  # of images alone, or there are none
         values = {"feature_size": config.num_mel_bins} if hasattr(config, "num_mel_bins") else {}
         values |= {"do_normalize": False} if extractor.endswith("Wav2Vec2FeatureExtractor") else {}
     kind = import_stock(extractor)

@@ -12,10 +12,16 @@ from transformers.models.wav2vec2_bert.modeling_wav2vec2_bert import Wav2Vec2Ber
 from uniaudio.errors import UserError
 from uniaudio.model.encoders.feature_extractor import ChunkedAudioEncoder
 from uniaudio.model.encoders.weights import load_pretrained
-from uniaudio.model.model_files import RANDOM, find_model_folder, use_stock_attention
+from uniaudio.model.model_files import (
+    RANDOM,
+    find_model_folder,
+    read_extractor_settings,
+    use_stock_attention,
+)
 from uniaudio.types import SAMPLE_RATE
 
 HOP, WINDOW = 160, 400  # samples of the filter bank
+PAIR = 2  # filter-bank frames of one frame, where the folder has no feature extractor that says it
 
 
 class W2vBertAudioEncoder(ChunkedAudioEncoder):
@@ -81,13 +87,7 @@ def load_w2v_bert(
     config.apply_spec_augment = False
     config.layerdrop = 0.0
     model = load_pretrained(Wav2Vec2BertModel, folder, seed if path.startswith(RANDOM) else None, config)
-    if (folder / "preprocessor_config.json").is_file():
-        extractor = SeamlessM4TFeatureExtractor.from_pretrained(folder)
-    else:
-        stride = 2
-        extractor = SeamlessM4TFeatureExtractor(
-            feature_size=config.feature_projection_input_dim // stride,
-            num_mel_bins=config.feature_projection_input_dim // stride,
-            stride=stride,
-        )
+    bands = config.feature_projection_input_dim // PAIR
+    usual = {"feature_size": bands, "num_mel_bins": bands, "stride": PAIR}
+    extractor = SeamlessM4TFeatureExtractor.from_dict(read_extractor_settings(folder) or usual)
     return W2vBertAudioEncoder(model, extractor, chunk_seconds)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,13 @@ from uniaudio.model.encoders.base import AudioEncoder
 from uniaudio.model.encoders.chunking import convert_to_float, cut_overlapping
 from uniaudio.model.encoders.padded import compute_bias_gate, encode_wave_padded
 from uniaudio.model.encoders.weights import load_pretrained
-from uniaudio.model.model_files import RANDOM, find_model_folder, read_model_config, read_stock_config
+from uniaudio.model.model_files import (
+    RANDOM,
+    find_model_folder,
+    read_extractor_settings,
+    read_model_config,
+    read_stock_config,
+)
 from uniaudio.ragged import Ragged
 from uniaudio.types import SAMPLE_RATE, Encoded
 
@@ -260,11 +265,9 @@ def check_parts(config: PretrainedConfig, folder: Path) -> None:
 
 
 def does_normalize(folder: Path) -> bool:
-    """Return what the checkpoint's feature extractor says, False where there is none."""
-    file = folder / "preprocessor_config.json"
-    if not file.is_file():
-        return False
-    return bool(json.loads(file.read_text()).get("do_normalize"))
+    """Return what the checkpoint's feature extractor does to a waveform, False where the folder has none."""
+    settings = read_extractor_settings(folder)
+    return bool(settings) and bool(settings.get("do_normalize", True))
 
 
 def load_wave(
