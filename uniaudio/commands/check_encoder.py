@@ -93,8 +93,8 @@ def describe_execution(encoder: AudioEncoder) -> str:
     if "layer" in vars(encoder):
         return "packed, no padding"
     if isinstance(encoder, TowerAudioEncoder):
-        padded = encoder.takes_padding
-        return "padded to the longest clip, with masks" if padded else "one clip after the other"
+        alone = encoder.calls_by_clip
+        return "one clip after the other" if alone else "padded to the longest clip, with masks"
     return "padded or in pieces, inside the encoder"
 
 

@@ -2,9 +2,11 @@
 
 import json
 import re
+from collections import Counter
 from pathlib import Path
 
 import pytest
+import torch
 from helpers.checkpoints import MINIATURES, save_miniature
 
 from uniaudio.commands.check_encoder import describe_execution
@@ -12,6 +14,8 @@ from uniaudio.config.encoders import EncoderConfig
 from uniaudio.errors import UserError
 from uniaudio.export.onnx_file import find_stock_module
 from uniaudio.model.encoders.registry import EXPORTED, FAMILIES, LEFT_OUT, ULTRAVOX, load_audio_encoder
+from uniaudio.ragged import Ragged
+from uniaudio.train.engines.conflicts import refuse_uneven_calls
 
 DOCS = Path(__file__).parents[3] / "docs"
 OF_PARTS = ("", "_encoder", "_thinker", "_audio", "_audio_encoder", "_audio_model")  # ends of their types
@@ -82,3 +86,33 @@ def test_the_row_of_a_family_is_true(name, tmp_path):
     except UserError:
         is_exported = False
     assert is_exported == (whole(kind) in ONNX_ROWS)
+
+
+def count_calls(encoder, *lengths: int) -> Counter:
+    """Return how often an encoder calls those of its modules that have parameters, for clips of noise."""
+    calls: Counter = Counter()
+    handles = [
+        module.register_forward_pre_hook(lambda *_, name=name: calls.update([name]))
+        for name, module in encoder.named_modules()
+        if [*module.parameters(recurse=False)]
+    ]
+    with torch.no_grad():
+        encoder(Ragged.from_rows([torch.randn(n) for n in lengths]))
+    for handle in handles:
+        handle.remove()
+    return calls
+
+
+@pytest.mark.parametrize("name", MINIATURES)
+def test_modules_are_called_equally_often_for_any_batch_or_zero3_is_refused(name, tmp_path):
+    save_miniature(name, tmp_path)
+    encoder = load_audio_encoder(EncoderConfig(path=str(tmp_path)), "encoders.a").eval()
+    one, three = count_calls(encoder, 16_000), count_calls(encoder, 16_000, 9_000, 7_777)
+    assert one
+    assert encoder.calls_by_clip == (one != three)
+    refuse_uneven_calls(encoder, "")
+    if encoder.calls_by_clip:
+        with pytest.raises(UserError, match=r"zero3 all processes .* fsdp2\.yaml$"):
+            refuse_uneven_calls(encoder, "zero3")
+    else:
+        refuse_uneven_calls(encoder, "zero3")

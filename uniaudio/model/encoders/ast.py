@@ -42,6 +42,8 @@ class AstAudioEncoder(ChunkedAudioEncoder):
     dropped. With the usual stride of 10 that gives 10 frames per second.
     """
 
+    calls_by_clip = False
+
     def __init__(self, model: ASTModel, extractor: ASTFeatureExtractor) -> None:
         config = model.config
         self.times = (config.max_length - config.patch_size) // config.time_stride + 1

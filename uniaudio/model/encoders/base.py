@@ -25,6 +25,8 @@ class AudioEncoder(InitArgsModule):
         recomputes: its layers drop their activations after the forward and make them again in the backward.
         layer: where it calls its layers one by one, the function that applies one; what ``compile_layers`` replaces.
         layer_dims: widths of the hidden states that ``layers`` returns, the last one is ``dim``.
+        calls_by_clip: whether it calls a module once for each clip or chunk, so that ranks call it unequally often,
+            which ZeRO-3 does not allow; False where every module is called once for a batch.
         fixed_parameters: names of the parameters that its family never trains, such as Whisper's sinusoids.
         initial_sha256: of a class that a config names as ``module:Class``, the hash of its tensors as it was made.
     """
@@ -34,6 +36,7 @@ class AudioEncoder(InitArgsModule):
     reach: float | None
     takes_masks: bool = False
     recomputes: bool = False
+    calls_by_clip: bool = True
     layer_dims: tuple[int, ...]
     fixed_parameters: Sequence[str] = ()
     initial_sha256: str = ""

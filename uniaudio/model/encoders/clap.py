@@ -34,6 +34,8 @@ class ClapAudioEncoder(ChunkedAudioEncoder):
     again, and those of earlier stages, finer in time, averaged to the times of the last. 32 frames per 10 s.
     """
 
+    calls_by_clip = False
+
     def __init__(self, model: ClapAudioModel, extractor: ClapFeatureExtractor) -> None:
         super().__init__(model, chunk=round(extractor.max_length_s * SAMPLE_RATE))
         config = model.config

@@ -142,7 +142,7 @@ class Gemma4TowerEncoder(TowerAudioEncoder):
     """Gemma 4's audio tower, 25 frames per second; clips are padded to the longest and masked in the module."""
 
     shortest = 3 * HOP
-    takes_padding = True
+    calls_by_clip = False
 
     def find_width(self) -> int:
         return int(self.model.config.output_proj_dims)

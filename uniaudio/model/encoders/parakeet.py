@@ -20,7 +20,7 @@ class ParakeetAudioEncoder(TowerAudioEncoder):
     """
 
     shortest = 320  # the variance of a band needs two frames
-    takes_padding = True
+    calls_by_clip = False
 
     def count_stride(self) -> int:
         return int(self.extractor.hop_length * self.model.config.subsampling_factor)

@@ -64,6 +64,7 @@ class OmniAudioEncoder(AudioEncoder):
     """
 
     takes_masks = True
+    calls_by_clip = False
 
     def __init__(self, tower: PreTrainedModel) -> None:
         super().__init__()

@@ -34,11 +34,11 @@ class TowerAudioEncoder(ChunkedAudioEncoder):
     """A stock audio tower: features by the checkpoint's own extractor, frames by the stock module.
 
     A clip's frames are those of the stock module on the clip alone. A subclass says how features reach the module, how
-    many frames they give, and whether padding under a mask changes nothing, so that clips can go side by side.
+    many frames they give, and with ``calls_by_clip = False`` that padding under a mask changes nothing, so that clips
+    go side by side and not one after the other.
 
     Attributes:
-        shortest: samples below which silence is added. takes_padding: whether clips go side by side; otherwise one
-            after the other.
+        shortest: samples below which silence is added.
 
     Args:
         model: the stock module; its parameters are trained in place.
@@ -50,7 +50,6 @@ class TowerAudioEncoder(ChunkedAudioEncoder):
     """
 
     shortest = 1
-    takes_padding = False
 
     def __init__(self, model: PreTrainedModel, extractor: Any, chunk_seconds: float = CHUNK_SECONDS) -> None:
         if not chunk_seconds > 0:
@@ -87,7 +86,7 @@ class TowerAudioEncoder(ChunkedAudioEncoder):
         raise NotImplementedError
 
     def encode_chunks(self, waves: list[NDArray[np.float32]]) -> list[list[Tensor]]:
-        batches = [waves] if self.takes_padding else [[wave] for wave in waves]
+        batches = [[wave] for wave in waves] if self.calls_by_clip else [waves]
         by_state: list[list[Tensor]] = [[] for _ in self.layer_dims]
         for batch in batches:
             with record_inputs(self.list_layers()) as inputs:

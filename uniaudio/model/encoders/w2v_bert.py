@@ -31,6 +31,8 @@ class W2vBertAudioEncoder(ChunkedAudioEncoder):
     normalises every band over the chunk. Chunks are padded to the longest and masked in the model.
     """
 
+    calls_by_clip = False
+
     def __init__(
         self, model: Wav2Vec2BertModel, extractor: SeamlessM4TFeatureExtractor, chunk_seconds: float
     ) -> None:

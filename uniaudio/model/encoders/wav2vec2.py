@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +49,8 @@ class WaveAudioEncoder(AudioEncoder):
     Raises:
         UserError: when ``chunk_seconds`` is not above 0.
     """
+
+    calls_by_clip = False
 
     def __init__(self, model: Any, normalize: bool = False, chunk_seconds: float = CHUNK_SECONDS) -> None:
         super().__init__()
@@ -134,7 +135,7 @@ class WaveAudioEncoder(AudioEncoder):
         hidden = encoder.dropout(hidden)
         segments = Segments.of(frames.lengths, frames.device)
         first = encoder.layers[0].attention
-        bias = RelativeBias(first, segments.lengths) if hasattr(first, "rel_attn_embed") else None
+        bias = RelativeBias(first, segments.longest) if hasattr(first, "rel_attn_embed") else None
         states = []
         for layer in encoder.layers:
             if layers:
@@ -160,20 +161,18 @@ class WaveAudioEncoder(AudioEncoder):
 
 
 class RelativeBias:
-    """WavLM's position bias by the number of frames, computed once in a forward, before the layers.
+    """WavLM's position bias, computed once in a forward, before the layers.
 
     Args:
-        first: attention of the first layer, which computes it. lengths: the numbers of frames there are.
+        first: attention of the first layer, which computes it. longest: the largest number of frames of a chunk.
     """
 
-    def __init__(self, first: Any, lengths: Iterable[int]) -> None:
-        self.known: dict[int, Tensor] = {
-            frames: first.compute_bias(frames, frames) for frames in sorted(set(lengths))
-        }
+    def __init__(self, first: Any, longest: int) -> None:
+        self.of_longest: Tensor = first.compute_bias(longest, longest)
 
     def of(self, frames: int) -> Float[Tensor, "H L L"]:
-        """Return the bias between all pairs of ``frames`` positions."""
-        return self.known[frames]
+        """Return the bias between all pairs of ``frames`` positions, which depends on their distance alone."""
+        return self.of_longest[:, :frames, :frames]
 
 
 def apply_wave_layer(

@@ -58,6 +58,7 @@ class WhisperAudioEncoder(AudioEncoder):
 
     reach = REACH / SAMPLE_RATE
     takes_masks = True
+    calls_by_clip = False
 
     def __init__(
         self,

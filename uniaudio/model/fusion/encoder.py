@@ -65,6 +65,8 @@ class CompositeEncoder(AudioEncoder):
         UserError: when no encoder gives as many frames as ``rate``.
     """
 
+    calls_by_clip = False  # beyond what its parts do
+
     def __init__(
         self,
         encoders: Mapping[str, AudioEncoder],

@@ -17,7 +17,11 @@ from uniaudio.console import silence_known_warnings
 from uniaudio.errors import UserError
 from uniaudio.model.compile import refuse_without_compiler
 from uniaudio.train.engines.base import Engine
-from uniaudio.train.engines.conflicts import refuse_conflicts, refuse_deepspeed_conflicts
+from uniaudio.train.engines.conflicts import (
+    refuse_conflicts,
+    refuse_deepspeed_conflicts,
+    refuse_uneven_calls,
+)
 from uniaudio.train.engines.ddp import DdpEngine
 from uniaudio.train.engines.fsdp2 import Fsdp2Engine
 from uniaudio.train.engines.precision import choose_precision
@@ -116,7 +120,13 @@ def name_spreading_engine(accelerator: Accelerator) -> str:
 def make_engine(
     accelerator: Accelerator, model: nn.Module, optimizer: torch.optim.Optimizer, config: RunConfig
 ) -> Engine:
-    """Put a model and its optimizer into the engine that was launched."""
+    """Put a model and its optimizer into the engine that was launched.
+
+    Raises:
+        UserError: when an encoder does not work under it.
+    """
+    if accelerator.num_processes > 1:
+        refuse_uneven_calls(model, name_spreading_engine(accelerator))
     precision = choose_precision(config)
     plugin = accelerator.state.deepspeed_plugin
     if plugin is not None:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 from typing import Any
 
+from torch import nn
+
 from uniaudio.config.run import RunConfig
 from uniaudio.config.stages import Stage
 from uniaudio.errors import UserError
+from uniaudio.model.encoders.base import AudioEncoder
 from uniaudio.train.engines.precision import refuse_other_precision
 
 
@@ -77,3 +80,31 @@ def refuse_what_shards_cannot(engine: str, stage: Stage, config: RunConfig) -> N
             "shards them over the processes; launch with configs/accelerate/ddp.yaml, zero1.yaml "
             "or zero2.yaml"
         )
+
+
+def refuse_uneven_calls(model: nn.Module, engine: str) -> None:
+    """Refuse encoders that call their modules once for each clip, where every call gathers weights from all processes.
+
+    Processes have different numbers of clips in a micro-batch, and would wait for each other forever.
+
+    Args:
+        engine: that spreads the weights, or an empty text.
+
+    Raises:
+        UserError: naming the engines that can.
+    """
+    if engine != "zero3":
+        return
+    for part in model.modules():
+        if isinstance(part, AudioEncoder) and part.calls_by_clip:
+            name = type(part).__name__
+            own = (
+                ""
+                if type(part).__module__.startswith("uniaudio.")
+                else ", or set calls_by_clip to False in it"
+            )
+            raise UserError(
+                f"encoders: {name} encodes one clip after the other, but under zero3 all processes must "
+                "call every module equally often; launch with configs/accelerate/ddp.yaml, zero2.yaml or "
+                f"fsdp2.yaml{own}"
+            )
