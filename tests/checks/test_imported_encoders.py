@@ -349,3 +349,28 @@ def test_tensors_that_are_not_saved_are_part_of_it(monkeypatch):
     assert hash_model(other) != hash_model(one)
     same.bias += 1
     assert hash_model(same) != hash_model(one)
+
+
+class NoParameters(Mean):
+    """Levels, without anything to train."""
+
+    def __init__(self, path=""):
+        super().__init__()
+        del self.line
+
+    def encode(self, audio):
+        return [
+            nn.functional.pad(clip.float() / 3000, (0, -len(clip) % 320))
+            .view(-1, 320)
+            .mean(1, keepdim=True)
+            .expand(-1, 4)
+            for clip in audio.rows()
+        ]
+
+    def forward(self, audio, layers=False, masks=None):
+        return super().forward(audio, layers) if len(audio) else self.encode_no_clips(layers)
+
+
+def test_an_encoder_without_parameters_can_have_no_clips():
+    findings = {finding.name: finding for finding in check_contract(NoParameters())}
+    assert findings["silence and empty batches give valid frames"].seen == "finite, empty"

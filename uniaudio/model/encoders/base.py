@@ -96,7 +96,7 @@ class AudioEncoder(InitArgsModule):
 
     def encode_no_clips(self, layers: bool) -> Encoded:
         """Return what ``forward`` gives without clips: no frames, in every hidden state that is asked for."""
-        like, none = next(self.parameters()), torch.zeros(0, dtype=torch.int64)
+        like, none = next(self.parameters(), torch.zeros(0)), torch.zeros(0, dtype=torch.int64)
         states = tuple(
             Ragged(torch.zeros(0, width, dtype=like.dtype, device=like.device), none)
             for width in self.layer_dims
