@@ -5,6 +5,7 @@ import torch
 from conftest import tiny_whisper
 from helpers.checkpoints import save_miniature
 
+from uniaudio.commands.check_encoder import has_padded_forward
 from uniaudio.config.encoders import EncoderConfig
 from uniaudio.export.hf import make_noise
 from uniaudio.export.hub_model import PaddedModel
@@ -24,8 +25,9 @@ SETTINGS = [
     {"tail_frames": 1500, "keep_tail": True},
     {"pad_to": 30.0, "pad_stride": 16, "tail_frames": 2},
     {"pad_to": 3.0, "pad_stride": 7, "pool": 2},
+    {"pad_to": 3.01, "pad_stride": 7},  # half a frame more
 ]
-FAMILIES = ["wav2vec2", "hubert", "wavlm", "data2vec-audio", "qwen2_audio"]
+FAMILIES = ["wav2vec2", "hubert", "wavlm", "data2vec-audio", "qwen2_audio", "audioflamingo3", "voxtral"]
 SHORT = (23_456, 16_000, 7_777, 333, 1)
 
 
@@ -79,7 +81,10 @@ def test_a_full_graph_is_compiled(encoder):
 
 def test_what_has_no_padded_forward_says_so(tmp_path):
     samples, real = torch.zeros(1, 900), torch.ones(1, 900)
-    with pytest.raises(ValueError, match="AstAudioEncoder has no forward of padded clips"):
-        PaddedModel(load("ast", tmp_path / "ast"))(samples, real)
+    for kind, name in (("ast", "AstAudioEncoder"), ("glmasr", "GlmAsrAudioEncoder")):
+        encoder = load(kind, tmp_path / kind)
+        assert not has_padded_forward(encoder)
+        with pytest.raises(ValueError, match=f"{name} has no forward of padded clips"):
+            PaddedModel(encoder)(samples, real)
     with pytest.raises(ValueError, match="clips have at most 480080 samples here"):
         PaddedModel(load("hubert", tmp_path / "hubert"))(torch.zeros(1, 500_000), torch.ones(1, 500_000))

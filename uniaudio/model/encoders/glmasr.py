@@ -11,6 +11,7 @@ from torch import Tensor
 
 from uniaudio.model.activation_checkpointing import run_layer
 from uniaudio.model.attention import Segments, packed_attention
+from uniaudio.model.encoders.base import AudioEncoder
 from uniaudio.model.encoders.towers import fill_tower
 from uniaudio.model.encoders.whisper import WhisperAudioEncoder
 from uniaudio.ragged import Ragged
@@ -34,6 +35,8 @@ class GlmAsrAudioEncoder(WhisperAudioEncoder):
     ) -> None:
         super().__init__(tower, pad_to, tail_frames, keep_tail=keep_tail)
         self.layer = apply_glm_layer
+
+    forward_padded = AudioEncoder.forward_padded  # the padded one of Whisper knows no rotary positions
 
     def add_positions(self, stem: Ragged) -> Ragged:
         return stem

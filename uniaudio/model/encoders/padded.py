@@ -95,7 +95,7 @@ def encode_whisper_padded(encoder: Any, samples: Tensor, lengths: Tensor) -> tup
     mask = torch.where(count_up(width, present) < attending.clamp(min=1)[:, None], 0.0, -torch.inf)
     silence = None
     if encoder.pad_stride is not None:
-        begins, ends = list_silent_spans(count_pad_frames(encoder), encoder.pad_stride)
+        begins, ends = list_silent_spans(encoder.pad_frames, encoder.pad_stride)
         silence = encode_silent_frames(whisper, (begins + ends) // 2)[None].to(dtype)
         begins, ends = begins.to(mask.device), ends.to(mask.device)
         behind = ends - torch.maximum(begins, attending[:, None])
@@ -111,14 +111,9 @@ def encode_whisper_padded(encoder: Any, samples: Tensor, lengths: Tensor) -> tup
     return frames[:, : encoder.num_frames(total)], kept.view(-1, chunks).sum(1)
 
 
-def count_pad_frames(encoder: Any) -> int:
-    """Return the frames before pooling that ``pad_to`` fills."""
-    return -(-round((encoder.pad_to or 0) * REACH / encoder.reach) // FRAME)
-
-
 def count_least_frames(encoder: Any) -> int:
     """Return the frames before pooling that every chunk has at least; shared silence adds none."""
-    return 0 if encoder.pad_stride is not None else count_pad_frames(encoder)
+    return 0 if encoder.pad_stride is not None else encoder.pad_frames
 
 
 def count_whisper_frames(encoder: Any, lengths: Tensor, chunks: int) -> tuple[Tensor, Tensor, Tensor]:

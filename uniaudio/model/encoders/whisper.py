@@ -88,6 +88,7 @@ class WhisperAudioEncoder(AudioEncoder):
         self.dim = whisper.conv1.out_channels
         self.layer_dims = (self.dim,) * (len(whisper.layers) + 1)
         self.pad_to = pad_to
+        self.pad_frames = -(-round((pad_to or 0) * SAMPLE_RATE) // FRAME)  # that it fills, before pooling
         self.tail_frames = tail_frames
         self.pad_stride = pad_stride
         self.keep_tail = keep_tail
@@ -161,7 +162,7 @@ class WhisperAudioEncoder(AudioEncoder):
             return append_silence(chunks, wanted)
         if self.pad_to is None and not self.tail_frames and self.pool == 1:
             return chunks
-        least = 0 if self.pad_stride else round((self.pad_to or 0) * SAMPLE_RATE)
+        least = 0 if self.pad_stride else self.pad_frames * FRAME
         filled = self.tail_frames > 0 or self.pool > 1
         wanted = torch.tensor(
             [
@@ -181,8 +182,8 @@ class WhisperAudioEncoder(AudioEncoder):
         if attending is not None:
             stem = keep_first(stem, attending)
         hidden = stem.values
-        if self.pad_to is not None and self.pad_stride is not None:
-            grid = SilenceGrid(round(self.pad_to * SAMPLE_RATE) // FRAME, self.pad_stride)
+        if self.pad_stride is not None:
+            grid = SilenceGrid(self.pad_frames, self.pad_stride)
             segments = grid.add_to(stem.lengths, stem.device)
             silence = encode_silent_frames(self.whisper, grid.positions).to(hidden.dtype)
             hidden = torch.cat([hidden, silence])
