@@ -27,8 +27,8 @@ FRAMES = "frames"  # the tensor in a file
 LEAST_FREE = 10 * GIB  # of the disk; below that nothing more is written
 AHEAD = 4  # frames of so many micro-batches may wait to be written
 PLAIN = (bool, int, float, str, tuple, type(None))
-# what a module knows that does not change what it computes
-NOT_ITS_OWN = ("training", "name_or_path", "recomputes")
+# what a module or a feature extractor knows that does not change what it computes
+NOT_ITS_OWN = ("training", "name_or_path", "recomputes", "feature_extractor_type", "processor_class")
 KNOWN_PACKAGES = ("uniaudio", "torch", "transformers")  # code that nobody edits between two commands
 INSTALLED = ("site-packages", "dist-packages")
 
@@ -36,25 +36,31 @@ INSTALLED = ("site-packages", "dist-packages")
 def hash_model(model: nn.Module) -> str:
     """Return a SHA-256 of what decides a model's output: classes, plain settings and weights; hexadecimal text.
 
+    The ``extractor`` that an encoder has its features from counts like a module.
+
     Neither its name nor its path counts, so that a copy shares the cache and another weight does not. The version of
     this package counts: its code may change what an encoder computes. Of classes that are neither of this package nor
     of torch or transformers, the source code counts, the arguments and the tensors outside of the weights.
     """
     digest = hashlib.sha256(__version__.encode())
+    parts: dict[str, object] = dict(model.named_modules())
     for name, module in model.named_modules():
+        if vars(module).get("extractor") is not None:
+            parts[f"{name}.extractor"] = module.extractor
+    for name, part in parts.items():
         settings = {
             key: value
-            for key, value in sorted(vars(module).items())
+            for key, value in sorted(vars(part).items())
             if isinstance(value, PLAIN) and key not in NOT_ITS_OWN
         }
-        digest.update(f"{name}:{type(module).__qualname__}:{settings}\n".encode())
+        digest.update(f"{name}:{type(part).__qualname__}:{settings}\n".encode())
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}\n".encode())
         digest.update(view_bytes(tensor))
-    foreign = [module for module in model.modules() if is_foreign(type(module).__module__)]
-    for file in list_source_files(type(module).__module__ for module in foreign):
+    foreign = [part for part in parts.values() if is_foreign(type(part).__module__)]
+    for file in list_source_files(type(part).__module__ for part in foreign):
         digest.update(file.read_bytes())
-    for module in foreign:
+    for module in (part for part in foreign if isinstance(part, nn.Module)):
         digest.update(repr(sorted(getattr(module, "made_with", {}).items())).encode())
         for tensor in (
             *module.buffers(recurse=False),

@@ -10,7 +10,7 @@ import pytest
 import soundfile
 import torch
 from conftest import tiny_whisper, tone
-from transformers import BertConfig, BertModel, BertTokenizerFast
+from transformers import ASTFeatureExtractor, BertConfig, BertModel, BertTokenizerFast
 
 from uniaudio.build.encoders import load_encoder
 from uniaudio.commands import probe as probing
@@ -29,6 +29,7 @@ from uniaudio.evaluate.probing.task_rows import hash_contents, read_task
 from uniaudio.feature_cache import hash_model
 from uniaudio.model.encoders.whisper import WhisperAudioEncoder
 from uniaudio.ragged import Ragged
+from uniaudio.tiny.checkpoints import MAKERS, save_model
 
 
 @pytest.fixture
@@ -262,6 +263,15 @@ def test_the_digest_of_a_model_knows_weights_and_settings_and_no_path(tones):
     shutil.copytree(tones / "whisper", tones / "copy")
     here, copy = (load_encoder(str(tones / name)) for name in ("whisper", "copy"))
     assert hash_model(here) == hash_model(copy)
+
+
+def test_the_digest_of_a_model_knows_its_feature_extractor(tmp_path):
+    save_model(MAKERS["ast"], tmp_path)
+    plain = hash_model(load_encoder(str(tmp_path)))
+    ASTFeatureExtractor().save_pretrained(tmp_path)  # the same, now in a file
+    assert hash_model(load_encoder(str(tmp_path))) == plain
+    ASTFeatureExtractor(mean=-5.0).save_pretrained(tmp_path)
+    assert hash_model(load_encoder(str(tmp_path))) != plain
 
 
 def test_a_suite_inherits_and_drops_tasks(tones):
