@@ -143,6 +143,8 @@ def test_what_cannot_be_fused_is_reported_in_one_sentence():
         fuse(config(kind="sum", rate=30, stft={}), pair())
     with pytest.raises(UserError, match=r"set fusion\.output to sum"):
         fuse(config(kind="wq", output="both", stft={}), pair())
+    with pytest.raises(UserError, match=r"fusion\.head_dim: 5 is odd"):
+        fuse(config(kind="wq", head_dim=5), pair())
     uneven = pair()
     uneven["slow"].layer_dims = (12, 24, 24, 24)
     with pytest.raises(UserError, match="the hidden states of slow are 12, 24 wide"):

@@ -95,6 +95,16 @@ def test_a_scale_gives_features_one_size_around_zero_and_leaves_silent_ones_smal
     assert scaled[:, 3].abs().max() < 1e-3
 
 
+@pytest.mark.parametrize(
+    "frames", [torch.randn(1, 4), torch.full((9, 4), 0.1), torch.full((9, 4), torch.nan)]
+)
+def test_a_scale_is_not_fitted_to_what_does_not_vary(frames):
+    with pytest.raises(
+        UserError, match=f"^start: the {len(frames)} frames .* do not differ, or are not finite"
+    ):
+        fit_scale(frames, torch.full((len(frames),), 1 / len(frames)))
+
+
 def test_whitening_by_answers_makes_small_what_differs_among_equal_answers():
     torch.manual_seed(0)
     answer = torch.randint(0, 3, (300,))

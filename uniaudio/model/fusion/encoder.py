@@ -19,6 +19,7 @@ from uniaudio.ragged import Ragged
 from uniaudio.types import Encoded
 
 SMALLEST_SPREAD = 0.05  # of a feature, as a share of the median: what hardly varies is not blown up
+ROUNDING = 1e-6  # by which equal features may differ from their mean, relative to it
 
 
 class FeatureScale(nn.Module):
@@ -40,10 +41,19 @@ def fit_scale(
 
     Args:
         shares: weight of every frame; they add up to 1.
+
+    Raises:
+        UserError: when most features do not vary, as in a single frame.
     """
     mean = shares @ frames
     spread = (shares @ (frames - mean).square()).sqrt()
-    weight = 1 / spread.clamp(min=SMALLEST_SPREAD * float(spread.median()))
+    usual = float(spread.median())
+    if not usual > ROUNDING * float(mean.abs().mean()):
+        raise UserError(
+            f"start: the {len(frames)} frames that it is fitted to do not differ, or are not finite; raise "
+            "start_examples, or use `start: random`"
+        )
+    weight = 1 / spread.clamp(min=SMALLEST_SPREAD * usual)
     return weight, -mean * weight
 
 

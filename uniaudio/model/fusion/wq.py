@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from uniaudio.errors import UserError
 from uniaudio.model.attention import Segments, packed_attention
 from uniaudio.model.fusion.base import Fused, FusionOperator, name_columns, set_linear
 from uniaudio.ragged import Ragged
@@ -95,6 +96,9 @@ class WqFusion(FusionOperator):
     feed-forward part, ``blocks`` of them; ``zero_start`` makes modulation, attention and feed-forward start at nothing,
     so with ``residual`` it begins with the sum of the normalised streams; ``project_all`` gives streams of the width
     ``dim`` a projection, too.
+
+    Raises:
+        UserError: when ``head_dim`` is odd.
     """
 
     def __init__(
@@ -111,6 +115,10 @@ class WqFusion(FusionOperator):
         project_all: bool = False,
     ) -> None:
         super().__init__()
+        if head_dim % 2:
+            raise UserError(
+                f"fusion.head_dim: {head_dim} is odd, but rotary positions turn pairs of channels"
+            )
         self.names, self.dim, self.output, self.residual = tuple(names), dim, output, residual
         self.frames_per_frame = len(dims) if output == "both" else 1
         self.project = nn.ModuleList(
