@@ -214,6 +214,24 @@ def test_markers_stand_before_the_sound_of_their_time(kind, count, chat_tokenize
     assert torch.equal(adapter(given).values, torch.stack(wanted))
 
 
+@pytest.mark.parametrize(
+    ("kind", "every", "frames", "expected"),
+    [
+        ("stack", 2.0, 501, [(0, "0s"), (25, "2s"), (50, "4s"), (75, "6s"), (100, "8s"), (125, "10s")]),
+        ("pool", 0.8, 121, [(0, "0s"), (10, "0.8s"), (20, "1.6s"), (30, "2.4s")]),  # 3 * 0.8 > 2.4 in floats
+        ("stack", 0.1, 15, [(0, "0s"), (2, "0.1s"), (3, "0.2s")]),
+        ("qformer", 0.64, 130, [(0, "0s"), (2, "0.64s"), (4, "1.28s"), (6, "1.92s"), (8, "2.56s")]),
+        ("tokens", 0.2, 45, [(0, "0s"), (2, "0.2s"), (4, "0.4s"), (5, "0.6s")]),
+    ],
+)
+def test_markers_stand_at_the_first_token_that_begins_at_their_time(
+    kind, every, frames, expected, chat_tokenizer
+):
+    """Also where the last token of a clip has fewer frames than the others."""
+    model, _ = make_model(chat_tokenizer, CONFIGS[kind](time_markers=every))
+    assert model.adapter.list_markers(frames) == expected
+
+
 def test_layers_and_kinds_that_do_not_fit_are_refused(chat_tokenizer):
     encoder, decoder = WhisperAudioEncoder(tiny_whisper()), TextDecoder(tiny_qwen(len(chat_tokenizer)))
     deep = StackConfig(depth={"encoder_layers": [3], "decoder_layers": [0]})

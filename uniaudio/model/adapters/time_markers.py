@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -12,6 +13,7 @@ from uniaudio.model.depth_injection import widen_rows
 from uniaudio.ragged import Ragged
 
 CHARACTERS = "0123456789.s"  # what a marker is written with
+ROUNDING = 1e-6  # of a frame or token, by which products of seconds may be off
 
 
 class TimeMarkersAdapter(Adapter):
@@ -45,12 +47,19 @@ class TimeMarkersAdapter(Adapter):
         self.table.copy_(embeddings)
 
     def list_markers(self, frames: int) -> list[tuple[int, str]]:
-        """Return for a clip of so many frames the markers, each with the audio token before which it stands."""
+        """Return for a clip of so many frames the markers, each with the audio token before which it stands.
+
+        That is the first token that begins at this time or later.
+        """
         tokens, seconds = self.adapter.num_tokens(frames), frames / self.frame_rate
+        has_fixed_number = self.adapter.num_tokens(0) == tokens  # spread over a clip of any length
         markers = []
         for number in range(int(seconds / self.every) + 1):
             time = number * self.every
-            place = -int(-time * tokens // seconds)
+            if has_fixed_number:
+                place = math.ceil(time / seconds * tokens - ROUNDING)
+            else:
+                place = self.adapter.num_tokens(math.ceil(time * self.frame_rate - ROUNDING))
             if place < tokens:
                 markers.append((place, f"{time:.6g}s"))
         return markers
