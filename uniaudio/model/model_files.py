@@ -205,6 +205,20 @@ def use_stock_attention(config: ConfigClass) -> ConfigClass:
     return config
 
 
+def disable_random_skips(config: ConfigClass) -> ConfigClass:
+    """Switch off what stock models leave out at random in training: whole layers, and masked stretches of sound.
+
+    A skipped layer has no hidden state, and each process would skip others; the masks come from numpy's generator,
+    which no checkpoint holds.
+    """
+    for name in ("layerdrop", "encoder_layerdrop", "speech_encoder_layerdrop"):
+        if hasattr(config, name):
+            setattr(config, name, 0.0)
+    if hasattr(config, "apply_spec_augment"):
+        config.apply_spec_augment = False
+    return config
+
+
 def refuse_unusable_files(path: str, where: str, revision: str | None = None) -> None:
     """Refuse an adapter, and a folder, file or Hub repository whose weights are in no format that is read here.
 

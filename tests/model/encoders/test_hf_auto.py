@@ -113,6 +113,7 @@ def test_a_model_with_hidden_states_gives_them(mask, tmp_path):
     for ours, theirs in zip(layers, wanted, strict=True):
         assert theirs.shape[1] == 49  # one less than stated, so the last stands twice
         torch.testing.assert_close(ours.rows()[1], torch.cat([theirs[0], theirs[0, -1:]]), atol=2e-6, rtol=0)
+    assert not encoder.model.config.apply_spec_augment  # whose masks are of numpy's generator
     torch.manual_seed(0)
     encoder.train()  # without skipped layers, whose hidden states would be missing
     for _ in range(20):

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from uniaudio.ragged import Ragged
 
+CHUNK_SECONDS = 30.0  # longest chunk of encoders without a reach of their own
+
 
 def list_chunk_lengths(samples: int, reach: int) -> list[int]:
     """Return the lengths of the chunks of one clip: whole reaches, then the rest; a clip of 0 has one chunk of 0."""

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers.audio_utils import mel_filter_bank
 
-from uniaudio.model.encoders.towers import TowerAudioEncoder, count_convolved, load_tower, put_on_device
+from uniaudio.model.encoders.chunking import CHUNK_SECONDS
+from uniaudio.model.encoders.towers import TowerAudioEncoder, count_convolved, load_tower
 from uniaudio.types import SAMPLE_RATE
 
 HOP, WINDOW = 160, 400  # samples of a spectrogram frame; Gemma and Granite have windows of their own
@@ -45,7 +46,7 @@ class GraniteSpeechAudioEncoder(TowerAudioEncoder):
     def run_model(self, waves: list[NDArray[np.float32]]) -> Tensor:
         bands = self.model.config.input_dim // 2
         pairs = compute_granite_features(torch.from_numpy(waves[0]), bands)
-        frames: Tensor = self.model(put_on_device(self.model, pairs[None])).last_hidden_state
+        frames: Tensor = self.model(self.move_to_device(pairs[None])).last_hidden_state
         return frames
 
 
@@ -71,7 +72,7 @@ class SeamlessAudioEncoder(TowerAudioEncoder):
     are 50 per second, so there are no hidden states of the frames' rate.
     """
 
-    def __init__(self, model: Any, extractor: Any, chunk_seconds: float = 30.0) -> None:
+    def __init__(self, model: Any, extractor: Any, chunk_seconds: float = CHUNK_SECONDS) -> None:
         self.shortest = WINDOW + HOP  # a band's variance needs two filter-bank frames
         super().__init__(model, extractor, chunk_seconds)
         config = model.config
@@ -97,8 +98,8 @@ class SeamlessAudioEncoder(TowerAudioEncoder):
     def run_model(self, waves: list[NDArray[np.float32]]) -> Tensor:
         given = self.extractor(waves[0], sampling_rate=SAMPLE_RATE, return_tensors="pt")
         frames: Tensor = self.model(
-            put_on_device(self.model, given.input_features),
-            attention_mask=put_on_device(self.model, given.attention_mask),
+            self.move_to_device(given.input_features),
+            attention_mask=self.move_to_device(given.attention_mask),
         ).last_hidden_state
         return frames
 
@@ -132,8 +133,8 @@ class Gemma3nTowerEncoder(TowerAudioEncoder):
 
     def run_model(self, waves: list[NDArray[np.float32]]) -> Tensor:
         given = self.extractor(waves, sampling_rate=SAMPLE_RATE, return_tensors="pt", truncation=False)
-        features = put_on_device(self.model, given.input_features)
-        hidden_frames = ~put_on_device(self.model, given.input_features_mask).bool()
+        features = self.move_to_device(given.input_features)
+        hidden_frames = ~self.move_to_device(given.input_features_mask).bool()
         frames: Tensor = self.model(features, hidden_frames).last_hidden_state
         return frames
 
@@ -158,8 +159,8 @@ class Gemma4TowerEncoder(TowerAudioEncoder):
     def run_model(self, waves: list[NDArray[np.float32]]) -> Tensor:
         given = self.extractor(waves, sampling_rate=SAMPLE_RATE, return_tensors="pt", truncation=False)
         frames: Tensor = self.model(
-            put_on_device(self.model, given.input_features),
-            put_on_device(self.model, given.input_features_mask).bool(),
+            self.move_to_device(given.input_features),
+            self.move_to_device(given.input_features_mask).bool(),
         ).last_hidden_state
         return frames
 
@@ -182,7 +183,7 @@ class Phi4AudioEncoder(TowerAudioEncoder):
 
     def run_model(self, waves: list[NDArray[np.float32]]) -> Tensor:
         given = self.extractor(waves, sampling_rate=SAMPLE_RATE, return_tensors="pt")
-        frames: Tensor = self.model(put_on_device(self.model, given.audio_input_features), None)
+        frames: Tensor = self.model(self.move_to_device(given.audio_input_features), None)
         return frames
 
 
@@ -206,7 +207,7 @@ class LasrAudioEncoder(TowerAudioEncoder):
 
     def run_model(self, waves: list[NDArray[np.float32]]) -> Tensor:
         given = self.extractor(waves, sampling_rate=SAMPLE_RATE, return_tensors="pt")
-        frames: Tensor = self.model(put_on_device(self.model, given.input_features)).last_hidden_state
+        frames: Tensor = self.model(self.move_to_device(given.input_features)).last_hidden_state
         return frames
 
 

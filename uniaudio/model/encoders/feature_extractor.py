@@ -71,5 +71,6 @@ class ChunkedAudioEncoder(AudioEncoder):
         return Encoded(states[-1], tuple(states) if layers else None)
 
     def move_to_device(self, features: Tensor) -> Tensor:
-        """Bring features to the device and dtype of the weights."""
-        return features.to(next(self.model.parameters()))
+        """Bring features to the device of the weights, those of floating point to their dtype."""
+        weight = next(self.model.parameters())
+        return features.to(weight) if features.is_floating_point() else features.to(weight.device)

@@ -20,6 +20,7 @@ from uniaudio.model.encoders.weights import build_with_random_weights, load_pret
 from uniaudio.model.model_files import (
     CONFIGS,
     RANDOM,
+    disable_random_skips,
     find_model_folder,
     read_extractor_settings,
     read_json_object,
@@ -79,11 +80,8 @@ class RemoteAudioEncoder(ChunkedAudioEncoder):
         """Return every hidden state ``[T, E]`` of one chunk, the frames last."""
         rate = getattr(self.extractor, "sampling_rate", SAMPLE_RATE)
         features = self.extractor(resample_to(wave, rate), sampling_rate=rate, return_tensors="pt")
-        device = next(self.model.parameters()).device
         given = {
-            name: self.move_to_device(value) if value.is_floating_point() else value.to(device)
-            for name, value in features.items()
-            if isinstance(value, Tensor)
+            name: self.move_to_device(value) for name, value in features.items() if isinstance(value, Tensor)
         }
         return find_hidden_states(self.model(**given), type(self.model).__name__)
 
@@ -198,10 +196,8 @@ def load_remote(
     try:
         with here:
             extractor = AutoFeatureExtractor.from_pretrained(folder, **trust)
-            config = read_stock_config(folder, trusted=trust_remote_code)
+            config = disable_random_skips(read_stock_config(folder, trusted=trust_remote_code))
             config.output_hidden_states = True  # models that know no such setting leave it unread
-            if hasattr(config, "layerdrop"):
-                config.layerdrop = 0.0  # a skipped layer has no hidden state
             if path.startswith(RANDOM):
                 model = build_with_random_weights(lambda: AutoModel.from_config(config, **trust), seed)
             else:

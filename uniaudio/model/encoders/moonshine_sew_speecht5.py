@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from uniaudio.model.encoders.chunking import CHUNK_SECONDS
 from uniaudio.model.encoders.resampled import resample_to
-from uniaudio.model.encoders.towers import TowerAudioEncoder, count_convolved, load_tower, put_on_device
+from uniaudio.model.encoders.towers import TowerAudioEncoder, count_convolved, load_tower
 from uniaudio.types import SAMPLE_RATE
 
 MOONSHINE_CONVOLUTIONS = ((127, 64), (7, 3), (3, 2))  # kernel and stride
@@ -21,7 +22,7 @@ MOONSHINE_CONVOLUTIONS = ((127, 64), (7, 3), (3, 2))  # kernel and stride
 class WaveTowerEncoder(TowerAudioEncoder):
     """A tower whose convolutions read the waveform without padding it."""
 
-    def __init__(self, model: PreTrainedModel, extractor: Any, chunk_seconds: float = 30.0) -> None:
+    def __init__(self, model: PreTrainedModel, extractor: Any, chunk_seconds: float = CHUNK_SECONDS) -> None:
         # samples of as many frames as the layers pool
         self.shortest = getattr(model.config, "squeeze_factor", 1)
         for kernel, stride in reversed(list_convolutions(model.config)):
@@ -54,7 +55,7 @@ class WaveTowerEncoder(TowerAudioEncoder):
 
     def run_model(self, waves: list[NDArray[np.float32]]) -> Tensor:
         given = self.extractor(waves[0], sampling_rate=SAMPLE_RATE, return_tensors="pt")
-        frames: Tensor = self.model(put_on_device(self.model, given.input_values)).last_hidden_state
+        frames: Tensor = self.model(self.move_to_device(given.input_values)).last_hidden_state
         return frames
 
 
@@ -84,7 +85,7 @@ def round_to_weights(layers: nn.Module, args: tuple[Any, ...], given: dict[str, 
 class SpeechT5AudioEncoder(WaveTowerEncoder):
     """The speech encoder of SpeechT5 (Ao et al. 2022), 50 frames per second."""
 
-    def __init__(self, model: PreTrainedModel, extractor: Any, chunk_seconds: float = 30.0) -> None:
+    def __init__(self, model: PreTrainedModel, extractor: Any, chunk_seconds: float = CHUNK_SECONDS) -> None:
         super().__init__(model, extractor, chunk_seconds)
         model.wrapped_encoder.register_forward_pre_hook(round_to_weights, with_kwargs=True)
 
@@ -99,7 +100,7 @@ class SpeechT5AudioEncoder(WaveTowerEncoder):
 class MoonshineStreamingAudioEncoder(TowerAudioEncoder):
     """Moonshine's encoder for streaming, 50 frames per second; every layer sees a window around a frame."""
 
-    def __init__(self, model: PreTrainedModel, extractor: Any, chunk_seconds: float = 30.0) -> None:
+    def __init__(self, model: PreTrainedModel, extractor: Any, chunk_seconds: float = CHUNK_SECONDS) -> None:
         self.piece = round(model.config.sample_rate * model.config.frame_ms / 1000)  # samples
         self.shortest = self.piece
         super().__init__(model, extractor, chunk_seconds)
@@ -121,8 +122,8 @@ class MoonshineStreamingAudioEncoder(TowerAudioEncoder):
             return_attention_mask=True,
         )
         frames: Tensor = self.model(
-            put_on_device(self.model, given.input_values),
-            attention_mask=put_on_device(self.model, given.attention_mask),
+            self.move_to_device(given.input_values),
+            attention_mask=self.move_to_device(given.attention_mask),
         ).last_hidden_state
         return frames
 
@@ -135,7 +136,7 @@ class PeAudioTowerEncoder(TowerAudioEncoder):
 
     shortest = 1600  # of a piece that can be reflected at its end
 
-    def __init__(self, model: PreTrainedModel, extractor: Any, chunk_seconds: float = 30.0) -> None:
+    def __init__(self, model: PreTrainedModel, extractor: Any, chunk_seconds: float = CHUNK_SECONDS) -> None:
         super().__init__(model, extractor, chunk_seconds)
         self.model.embedder.dac_encoder.requires_grad_(False)
         self.model.embedder.bottleneck.requires_grad_(False)
@@ -151,7 +152,7 @@ class PeAudioTowerEncoder(TowerAudioEncoder):
     def run_model(self, waves: list[NDArray[np.float32]]) -> Tensor:
         rate = self.extractor.sampling_rate
         given = self.extractor(resample_to(waves[0], rate), sampling_rate=rate, return_tensors="pt")
-        frames: Tensor = self.model(put_on_device(self.model, given["input_values"])).last_hidden_state
+        frames: Tensor = self.model(self.move_to_device(given["input_values"])).last_hidden_state
         return frames
 
     def encode_chunks(self, waves: list[NDArray[np.float32]]) -> list[list[Tensor]]:

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from uniaudio.model.encoders.towers import TowerAudioEncoder, count_convolved, load_tower, put_on_device
+from uniaudio.model.encoders.towers import TowerAudioEncoder, count_convolved, load_tower
 from uniaudio.types import SAMPLE_RATE
 
 
@@ -37,8 +37,8 @@ class ParakeetAudioEncoder(TowerAudioEncoder):
     def run_model(self, waves: list[NDArray[np.float32]]) -> Tensor:
         given = self.extractor(waves, sampling_rate=SAMPLE_RATE, return_tensors="pt")
         frames: Tensor = self.model(
-            put_on_device(self.model, given.input_features),
-            attention_mask=put_on_device(self.model, given.attention_mask),
+            self.move_to_device(given.input_features),
+            attention_mask=self.move_to_device(given.attention_mask),
         ).last_hidden_state
         return frames
 

@@ -37,12 +37,13 @@ HERE = "uniaudio.model.encoders"
 WHISPER_OPTIONS = ("pad_to", "pad_stride", "tail_frames", "keep_tail", "pool", "masked_padding")
 WHISPER = Family(f"{HERE}.whisper", "load_whisper", WHISPER_OPTIONS, {"pad_to": 30.0})
 # Qwen2-Audio and Audio Flamingo 3 were trained with a mask over the silence, those of Omni on short pieces without any
-QWEN2_AUDIO = Family(f"{HERE}.qwen2_audio", "load_pooled_whisper", ("masked_padding",))
+QWEN2_AUDIO = Family(f"{HERE}.whisper", "load_qwen2_audio", ("masked_padding",))
+AUDIO_FLAMINGO3 = Family(f"{HERE}.whisper", "load_audio_flamingo3", ("masked_padding",))
 QWEN_OMNI = Family(f"{HERE}.qwen_omni", "load_omni")
 WAV2VEC2 = Family(f"{HERE}.wav2vec2", "load_wave", ("chunk_seconds",))
 W2V_BERT = Family(f"{HERE}.w2v_bert", "load_w2v_bert", ("chunk_seconds",))
-VOXTRAL = Family(f"{HERE}.voxtral", "load_voxtral", WHISPER_OPTIONS, {"pad_to": 30.0})
-ULTRAVOX = Family(f"{HERE}.voxtral", "load_ultravox", WHISPER_OPTIONS)
+VOXTRAL = Family(f"{HERE}.whisper", "load_voxtral", WHISPER_OPTIONS, {"pad_to": 30.0})
+ULTRAVOX = Family(f"{HERE}.whisper", "load_whisper", WHISPER_OPTIONS)
 AST = Family(f"{HERE}.ast", "load_ast")
 CLAP = Family(f"{HERE}.clap", "load_clap")
 CODEC = Family(f"{HERE}.codec", "load_codec")
@@ -77,9 +78,9 @@ FAMILIES: Mapping[str, Family] = {
     "whisper": WHISPER,
     "qwen2_audio": QWEN2_AUDIO,
     "qwen2_audio_encoder": QWEN2_AUDIO,
-    "audioflamingo3": QWEN2_AUDIO,
-    "audioflamingo3_encoder": QWEN2_AUDIO,
-    "musicflamingo": QWEN2_AUDIO,
+    "audioflamingo3": AUDIO_FLAMINGO3,
+    "audioflamingo3_encoder": AUDIO_FLAMINGO3,
+    "musicflamingo": AUDIO_FLAMINGO3,
     "voxtral": VOXTRAL,
     "voxtral_encoder": VOXTRAL,
     "ultravox": ULTRAVOX,

@@ -9,25 +9,24 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from uniaudio.errors import UserError
+from uniaudio.model.encoders.chunking import CHUNK_SECONDS
 from uniaudio.model.encoders.feature_extractor import ChunkedAudioEncoder
 from uniaudio.model.encoders.weights import build_with_random_weights, fill, read_tensors
 from uniaudio.model.model_files import (
     RANDOM,
+    disable_random_skips,
     find_model_folder,
     read_extractor_settings,
     read_model_config,
     use_stock_attention,
 )
 from uniaudio.types import SAMPLE_RATE
-
-CHUNK_SECONDS = 30.0
 
 
 class TowerAudioEncoder(ChunkedAudioEncoder):
@@ -185,12 +184,7 @@ def read_tower_config(stock: Any, values: dict[str, Any], sections: Sequence[str
     for section in sections:
         values = values.get(section) or values
     config = stock.config_class.from_dict({k: v for k, v in values.items() if k != "model_type"})
-    for name in ("layerdrop", "encoder_layerdrop", "speech_encoder_layerdrop"):
-        if hasattr(config, name):
-            setattr(config, name, 0.0)  # a skipped layer has no hidden state
-    if hasattr(config, "apply_spec_augment"):
-        config.apply_spec_augment = False
-    return use_stock_attention(config)
+    return disable_random_skips(use_stock_attention(config))
 
 
 def read_extractor(extractor: str, folder: Path, config: Any) -> Any:
@@ -201,9 +195,3 @@ def read_extractor(extractor: str, folder: Path, config: Any) -> Any:
         values |= {"do_normalize": False} if extractor.endswith("Wav2Vec2FeatureExtractor") else {}
     kind = import_stock(extractor)
     return kind.from_dict({**values, "dither": 0.0} if "dither" in values else values)
-
-
-def put_on_device(model: nn.Module, features: Tensor) -> Tensor:
-    """Bring features to the device of the weights, those of floating point to their dtype."""
-    weight = next(model.parameters())
-    return features.to(weight) if torch.is_floating_point(features) else features.to(weight.device)

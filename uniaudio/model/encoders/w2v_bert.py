@@ -10,10 +10,12 @@ from transformers import SeamlessM4TFeatureExtractor, Wav2Vec2BertConfig, Wav2Ve
 from transformers.models.wav2vec2_bert.modeling_wav2vec2_bert import Wav2Vec2BertRotaryPositionalEmbedding
 
 from uniaudio.errors import UserError
+from uniaudio.model.encoders.chunking import CHUNK_SECONDS
 from uniaudio.model.encoders.feature_extractor import ChunkedAudioEncoder
 from uniaudio.model.encoders.weights import load_pretrained
 from uniaudio.model.model_files import (
     RANDOM,
+    disable_random_skips,
     find_model_folder,
     read_extractor_settings,
     use_stock_attention,
@@ -53,7 +55,7 @@ class W2vBertAudioEncoder(ChunkedAudioEncoder):
 
     def encode_chunks(self, waves: list[NDArray[np.float32]]) -> list[list[Tensor]]:
         features = self.extractor(waves, sampling_rate=SAMPLE_RATE, return_tensors="pt")
-        mask = features.attention_mask.to(next(self.model.parameters()).device)
+        mask = self.move_to_device(features.attention_mask)
         self.renew_rotary(mask.device)
         output = self.model(
             self.move_to_device(features.input_features), attention_mask=mask, output_hidden_states=True
@@ -75,7 +77,7 @@ class W2vBertAudioEncoder(ChunkedAudioEncoder):
 
 
 def load_w2v_bert(
-    path: str, revision: str | None = None, seed: int = 0, chunk_seconds: float = 30.0
+    path: str, revision: str | None = None, seed: int = 0, chunk_seconds: float = CHUNK_SECONDS
 ) -> W2vBertAudioEncoder:
     """Load a w2v-BERT in float32 by folder or Hub name; heads are left out.
 
@@ -83,11 +85,9 @@ def load_w2v_bert(
         UserError: when there is no such folder, a tensor is missing, or it has an adapter.
     """
     folder = find_model_folder(path, revision)
-    config = use_stock_attention(Wav2Vec2BertConfig.from_pretrained(folder))
+    config = disable_random_skips(use_stock_attention(Wav2Vec2BertConfig.from_pretrained(folder)))
     if config.add_adapter:
         raise UserError(f"{folder}: add_adapter is set in its config.json, which is not supported")
-    config.apply_spec_augment = False
-    config.layerdrop = 0.0
     model = load_pretrained(Wav2Vec2BertModel, folder, seed if path.startswith(RANDOM) else None, config)
     bands = config.feature_projection_input_dim // PAIR
     usual = {"feature_size": bands, "num_mel_bins": bands, "stride": PAIR}

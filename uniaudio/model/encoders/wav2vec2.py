@@ -15,11 +15,12 @@ from uniaudio.errors import UserError
 from uniaudio.model.activation_checkpointing import run_layer
 from uniaudio.model.attention import Segments, packed_attention
 from uniaudio.model.encoders.base import AudioEncoder
-from uniaudio.model.encoders.chunking import convert_to_float, cut_overlapping
+from uniaudio.model.encoders.chunking import CHUNK_SECONDS, convert_to_float, cut_overlapping
 from uniaudio.model.encoders.padded import compute_bias_gate, encode_wave_padded
 from uniaudio.model.encoders.weights import load_pretrained
 from uniaudio.model.model_files import (
     RANDOM,
+    disable_random_skips,
     find_model_folder,
     read_extractor_settings,
     read_model_config,
@@ -30,7 +31,6 @@ from uniaudio.types import SAMPLE_RATE, Encoded
 
 KINDS = ("wav2vec2", "hubert", "wavlm", "data2vec-audio", "unispeech", "unispeech-sat")
 VARIANCE_FLOOR = 1e-7  # of the stock feature extractor
-CHUNK_SECONDS = 30.0  # attention is quadratic; the family knows no reach of its own
 
 
 class WaveAudioEncoder(AudioEncoder):
@@ -284,10 +284,8 @@ def load_wave(
     kind = read_model_config(folder)["model_type"]
     if kind not in KINDS:
         raise UserError(f"{folder} holds a {kind} model, not one of {', '.join(KINDS)}")
-    config = read_stock_config(folder)
+    config = disable_random_skips(read_stock_config(folder))
     check_parts(config, folder)
-    config.apply_spec_augment = False
-    config.layerdrop = 0.0
     config._attn_implementation = "eager"  # the stock attention is never called
     stock = AutoModel._model_mapping[type(config)]
     model = load_pretrained(stock, folder, seed if path.startswith(RANDOM) else None, config)

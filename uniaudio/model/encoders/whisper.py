@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import PreTrainedModel, WhisperConfig
-from transformers.models.whisper.modeling_whisper import WhisperEncoder
+from transformers import PreTrainedModel
 
 from uniaudio.errors import UserError
 from uniaudio.model.activation_checkpointing import run_layer
@@ -24,14 +24,15 @@ from uniaudio.model.encoders.chunking import (
 )
 from uniaudio.model.encoders.padded import encode_whisper_padded
 from uniaudio.model.encoders.shared_silence import SilenceGrid, encode_silent_frames
-from uniaudio.model.encoders.weights import build_with_random_weights, fill, read_tensors
+from uniaudio.model.encoders.towers import fill_tower
 from uniaudio.model.mel import FRAME, REACH, LogMel
-from uniaudio.model.model_files import RANDOM, find_model_folder, read_model_config
 from uniaudio.model.spec_augment import mask_mel
 from uniaudio.ragged import Ragged
 from uniaudio.types import SAMPLE_RATE, Encoded
 
-PREFIXES = ("model.encoder.", "encoder.", "")  # where a full or an encoder-only checkpoint keeps the tensors
+# where whole models keep the tensors
+PREFIXES = ("model.audio_tower.", "audio_tower.", "model.encoder.", "encoder.")
+PAIR = 2  # frames that Qwen2-Audio and Audio Flamingo 3 average: 50 to 25 per second
 GAP = 2  # zero mel frames between clips in the convolutions; even, so that every clip starts on the stride
 
 
@@ -193,8 +194,6 @@ class WhisperAudioEncoder(AudioEncoder):
         for layer in self.whisper.layers:
             if layers:
                 states.append(self.pool_frames(hidden, stem.lengths))
-            if self.training and self.whisper.layerdrop and torch.rand(()).item() < self.whisper.layerdrop:
-                continue
             hidden = run_layer(self.recomputes, self.layer, layer, hidden, segments)
         last = self.pool_frames(hidden, stem.lengths)
         return [*states, last.with_values(self.whisper.layer_norm(last.values))]
@@ -260,33 +259,29 @@ def apply_whisper_attention(
     return attention.out_proj(mixed[..., : attention.head_dim].reshape(len(hidden), -1))
 
 
-def load_whisper(
-    path: str,
-    revision: str | None = None,
-    pad_to: float | None = None,
-    tail_frames: int = 0,
-    pad_stride: int | None = None,
-    keep_tail: bool = False,
-    pool: int = 1,
-    masked_padding: bool = False,
-    seed: int = 0,
+def load_whisper_tower(
+    stock: str, path: str, revision: str | None = None, seed: int = 0, **settings: Any
 ) -> WhisperAudioEncoder:
-    """Load an encoder in float32 from a full or encoder-only Whisper checkpoint, by folder or Hub name.
+    """Load Whisper's encoder in float32, alone or out of a larger model, of which nothing else is read.
 
-    ``random:PATH`` gives the architecture of PATH with weights drawn from ``seed``.
+    ``random:PATH`` gives the architecture of PATH with weights drawn from ``seed``. Whisper and Voxtral hear 30 s with
+    silence behind the clip and no mask, which is ``pad_to=30``; Ultravox a clip as it is.
+
+    Args:
+        stock: class of the encoder, see ``fill_tower``. settings: those of ``WhisperAudioEncoder``.
 
     Raises:
-        UserError: when there is no such folder, it is no Whisper, or a tensor of the encoder is missing or unknown.
+        UserError: when there is no such folder, or a tensor of the encoder is missing or unknown.
     """
-    folder = find_model_folder(path, revision)
-    kind = read_model_config(folder)["model_type"]
-    if kind != "whisper":
-        raise UserError(f"{folder} holds a {kind} model, not a Whisper")
-    config = WhisperConfig.from_pretrained(folder)
-    config._attn_implementation = "sdpa"
-    whisper = build_with_random_weights(lambda: WhisperEncoder(config), seed)
-    if not path.startswith(RANDOM):
-        fill(whisper, read_tensors(folder, PREFIXES), folder)
-    return WhisperAudioEncoder(
-        whisper.float(), pad_to, tail_frames, pool, pad_stride, keep_tail, masked_padding
-    )
+    tower, _ = fill_tower(stock, ("audio_config",), PREFIXES, path, revision, seed)
+    return WhisperAudioEncoder(tower, **settings)
+
+
+load_whisper = partial(load_whisper_tower, "whisper.modeling_whisper:WhisperEncoder")
+load_voxtral = partial(load_whisper_tower, "voxtral.modeling_voxtral:VoxtralEncoder")
+load_qwen2_audio = partial(
+    load_whisper_tower, "qwen2_audio.modeling_qwen2_audio:Qwen2AudioEncoder", pool=PAIR
+)
+load_audio_flamingo3 = partial(
+    load_whisper_tower, "audioflamingo3.modeling_audioflamingo3:AudioFlamingo3Encoder", pool=PAIR
+)
