@@ -56,3 +56,13 @@ def test_means_of_long_rows_in_bfloat16_are_those_in_float64():
         rows.values.double()[1400:].mean(0),
     ]
     torch.testing.assert_close(exact, torch.stack(expected))
+@given(st.lists(st.tuples(st.integers(0, 7), st.integers(0, 3)), min_size=1, max_size=9), st.booleans())
+def test_rows_with_zeros_behind_them(sizes, wide):
+    shape = (2,) if wide else ()
+    rows = [torch.randint(1, 9, (length, *shape), dtype=torch.int16) for length, _ in sizes]
+    extended = Ragged.from_rows(rows).extend_rows(integers([length + more for length, more in sizes]))
+    assert extended.values.dtype == torch.int16
+    for row, longer, (length, more) in zip(rows, extended.rows(), sizes, strict=True):
+        assert len(longer) == length + more
+        assert torch.equal(longer[:length], row)
+        assert not longer[length:].any()

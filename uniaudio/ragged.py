@@ -91,6 +91,14 @@ class Ragged:
         """Move the values; lengths stay on the CPU."""
         return Ragged(self.values.to(device, non_blocking=non_blocking), self.lengths)
 
+    def extend_rows(self, lengths: Tensor) -> Ragged:
+        """The rows with zeros behind them up to new lengths ``[B]`` (int64 on the CPU), none shorter than its row."""
+        if torch.equal(self.lengths, lengths):
+            return self
+        place = self.index_slices(self.find_row_starts(lengths), self.lengths)
+        buffer = self.values.new_zeros(int(lengths.sum()), *self.values.shape[1:])
+        return Ragged(buffer.index_copy(0, place.to(self.device, non_blocking=True), self.values), lengths)
+
     def row_index(self) -> Tensor:
         """``[N]`` int64 on the device of the values: the row that each value belongs to."""
         index = torch.repeat_interleave(

@@ -80,11 +80,8 @@ def stack_frames(frames: Ragged, stack: int) -> Float[Tensor, "N S"]:
     if stack == 1:
         return frames.values
     groups = torch.div(frames.lengths + stack - 1, stack, rounding_mode="floor")
-    slots = groups * stack
-    place = Ragged.index_slices(Ragged.find_row_starts(slots), frames.lengths)
-    buffer = frames.values.new_zeros(int(slots.sum()), frames.values.shape[1])
-    buffer = buffer.index_copy(0, place.to(frames.device, non_blocking=True), frames.values)
-    return buffer.view(int(groups.sum()), stack * buffer.shape[1])
+    values = frames.extend_rows(groups * stack).values
+    return values.view(int(groups.sum()), stack * values.shape[1])
 
 
 class OneLinear(InitArgsModule):

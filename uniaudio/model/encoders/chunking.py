@@ -47,11 +47,8 @@ def cut_overlapping(
             lengths.append(length)
             wanted.append(max(length, field))
     sizes, real = torch.tensor(wanted), torch.tensor(lengths)
-    index = Ragged.index_slices(torch.tensor(begins), real)
-    place = Ragged.index_slices(Ragged.find_row_starts(sizes), real)
-    index, place = (x.to(waves.device, non_blocking=True) for x in (index, place))
-    values = waves.values.new_zeros(int(sizes.sum())).index_copy(0, place, waves.values[index])
-    return Ragged(values, sizes)
+    index = Ragged.index_slices(torch.tensor(begins), real).to(waves.device, non_blocking=True)
+    return Ragged(waves.values[index], real).extend_rows(sizes)
 
 
 def keep_first(frames: Ragged, kept: Tensor) -> Ragged:
@@ -60,16 +57,6 @@ def keep_first(frames: Ragged, kept: Tensor) -> Ragged:
         return frames
     index = Ragged.index_slices(frames.offsets[:-1], kept)
     return Ragged(frames.values[index.to(frames.device, non_blocking=True)], kept)
-
-
-def append_silence(clips: Ragged, wanted: Tensor) -> Ragged:
-    """Return clips with zeros behind them, each ``wanted[i]`` samples long; ``wanted`` is int64 on the CPU."""
-    if torch.equal(clips.lengths, wanted):
-        return clips
-    padded = clips.values.new_zeros(int(wanted.sum()))
-    target = Ragged.index_slices(Ragged.find_row_starts(wanted), clips.lengths)
-    padded[target.to(padded.device, non_blocking=True)] = clips.values
-    return Ragged(padded, wanted)
 
 
 def convert_to_float(samples: Tensor) -> Tensor:

@@ -17,12 +17,7 @@ from uniaudio.errors import UserError
 from uniaudio.model.activation_checkpointing import run_layer
 from uniaudio.model.attention import Segments
 from uniaudio.model.encoders.base import AudioEncoder
-from uniaudio.model.encoders.chunking import (
-    append_silence,
-    cut_into_chunks,
-    keep_first,
-    list_chunk_lengths,
-)
+from uniaudio.model.encoders.chunking import cut_into_chunks, keep_first, list_chunk_lengths
 from uniaudio.model.encoders.weights import build_with_random_weights, fill, read_tensors
 from uniaudio.model.encoders.whisper import apply_encoder_layer
 from uniaudio.model.mel import HOP, REACH, LogMel, count_encoder_frames
@@ -120,7 +115,7 @@ class OmniAudioEncoder(AudioEncoder):
             return self.encode_no_clips(layers)
         chunks = cut_into_chunks(audio, self.chunk)
         kept = torch.tensor([self.count_frames(self.mel_frames(n)) for n in chunks.lengths.tolist()])
-        mel = self.mel(append_silence(chunks, chunks.lengths.clamp(min=self.least)))
+        mel = self.mel(chunks.extend_rows(chunks.lengths.clamp(min=self.least)))
         if masks is not None and len(masks):
             mel = mask_mel(
                 mel, [len(list_chunk_lengths(n, self.chunk)) for n in audio.lengths.tolist()], masks

@@ -106,15 +106,9 @@ class WaveAudioEncoder(AudioEncoder):
     def convolve(self, waves: Ragged) -> Ragged:
         """Run the convolutions over all chunks in one buffer and pick every chunk's own frames ``[A, conv]``."""
         sizes = -(-waves.lengths // self.stride) * self.stride
-        starts = Ragged.find_row_starts(sizes)
-        place = Ragged.index_slices(starts, waves.lengths)
+        starts, lengths = Ragged.find_row_starts(sizes), waves.lengths
         layers = self.model.feature_extractor.conv_layers
-        total = max(int(sizes.sum()), self.field)
-        buffer = waves.values.new_zeros(total).index_copy(
-            0, place.to(waves.device, non_blocking=True), waves.values
-        )
-        hidden = buffer[None, None].to(layers[0].conv.weight.dtype)
-        lengths = waves.lengths
+        hidden = waves.extend_rows(sizes).values[None, None].to(layers[0].conv.weight.dtype)
         for layer, kernel, stride in zip(layers, self.kernels, self.strides, strict=True):
             starts = torch.div(starts, stride, rounding_mode="floor")
             lengths = torch.div(lengths - kernel, stride, rounding_mode="floor") + 1

@@ -16,12 +16,7 @@ from uniaudio.errors import UserError
 from uniaudio.model.activation_checkpointing import run_layer
 from uniaudio.model.attention import Segments, packed_attention, weigh_keys
 from uniaudio.model.encoders.base import AudioEncoder
-from uniaudio.model.encoders.chunking import (
-    append_silence,
-    cut_into_chunks,
-    keep_first,
-    list_chunk_lengths,
-)
+from uniaudio.model.encoders.chunking import cut_into_chunks, keep_first, list_chunk_lengths
 from uniaudio.model.encoders.padded import encode_whisper_padded
 from uniaudio.model.encoders.shared_silence import SilenceGrid, encode_silent_frames
 from uniaudio.model.encoders.towers import fill_tower
@@ -159,8 +154,7 @@ class WhisperAudioEncoder(AudioEncoder):
                 as far as the convolutions see.
         """
         if attending is not None:
-            wanted = ((attending + 1) * FRAME).clamp(max=REACH)
-            return append_silence(chunks, wanted)
+            return chunks.extend_rows(((attending + 1) * FRAME).clamp(max=REACH))
         if self.pad_to is None and not self.tail_frames and self.pool == 1:
             return chunks
         least = 0 if self.pad_stride else self.pad_frames * FRAME
@@ -171,7 +165,7 @@ class WhisperAudioEncoder(AudioEncoder):
                 for n in chunks.lengths.tolist()
             ]
         )
-        return append_silence(chunks, wanted)
+        return chunks.extend_rows(wanted)
 
     def encode(self, mel: Ragged, layers: bool, attending: Tensor | None = None) -> list[Ragged]:
         """Run convolutions and layers over mel frames ``[F, M]``; the last state is the layer-normed output.
