@@ -81,27 +81,30 @@ class EncoderConfig(Strict):
     `--trust-remote-code`.
     """
     pad_to: PositiveFloat | None = None
-    """Whisper and Voxtral only: seconds to which shorter clips are padded with silence, 30 for the stock behaviour.
-    Default: no padding.
+    """Whisper, Voxtral, Ultravox and GLM-ASR only: seconds to which shorter clips are padded with silence, 30 for
+    the stock behaviour. Default: no padding.
     """
     pad_stride: PositiveInt | None = None
-    """Whisper only, with `pad_to`: the silence is not appended to every clip; all clips of a batch attend to every n-th
-    frame of it instead, which costs little more than no padding. Use 16 or 32, with `tail_frames: 10`.
+    """Whisper, Voxtral and Ultravox only, with `pad_to`: the silence is not appended to every clip; all clips of a
+    batch attend to every n-th frame of it instead, which costs little more than no padding. Use 16 or 32, with
+    `tail_frames: 10`.
     """
     tail_frames: int = Field(default=0, ge=0)
-    """Whisper only: frames of silence after the end of each clip."""
+    """Whisper, Voxtral, Ultravox and GLM-ASR only: frames of silence after the end of each clip."""
     keep_tail: bool = False
-    """Whisper only: output the frames of `tail_frames` with those of the clip. Whisper's own decoder needs them to
-    detect the end of speech; with `pad_to: 30` and `pad_stride: 16`, a tail of 25 frames is enough.
+    """Whisper, Voxtral, Ultravox and GLM-ASR only: output the frames of `tail_frames` with those of the clip.
+    Whisper's own decoder needs them to detect the end of speech; with `pad_to: 30` and `pad_stride: 16`, a tail of
+    25 frames is enough.
     """
     pool: PositiveInt = 1
-    """Whisper only: frames averaged before the last LayerNorm. `2` gives 25 frames per second, as the towers of
-    Qwen2-Audio and Audio Flamingo 3 do, which the adapters `qwen2_audio` and `audio_flamingo3` read.
+    """Whisper, Voxtral and Ultravox only: frames averaged before the last LayerNorm. `2` gives 25 frames per
+    second, as the towers of Qwen2-Audio and Audio Flamingo 3 do, which the adapters `qwen2_audio` and
+    `audio_flamingo3` read.
     """
     masked_padding: bool = False
-    """Whisper, Qwen2-Audio and Audio Flamingo 3: computes the frames that the stock towers of Qwen2-Audio and Audio
-    Flamingo 3 give for a clip padded to 30 s with masked silence, at no extra cost; for runs that will be exported to
-    these formats.
+    """Whisper, Voxtral, Ultravox, Qwen2-Audio and Audio Flamingo 3 only: computes the frames that the stock towers
+    of Qwen2-Audio and Audio Flamingo 3 give for a clip padded to 30 s with masked silence, at no extra cost; for
+    runs that will be exported to these formats.
     """
     chunk_seconds: PositiveFloat | None = None
     """Longest chunk, in seconds, within which frames attend to each other, for encoders without a fixed input length

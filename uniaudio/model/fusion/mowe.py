@@ -90,8 +90,8 @@ class MoweEncoder(CompositeEncoder):
         weak_dim: width that weak frames are projected to when they differ from it.
         routers: ``both``, ``dependent`` or ``independent``.
         per_frame: the second router decides for every frame; a weak encoder then runs on the clips in which any frame
-            chose it. prompt_dim: see ``DependentRouter``. keep, epsilon: see ``smoothed``. scales: see
-            ``CompositeEncoder``.
+            chose it. prompt_dim: see ``DependentRouter``. keep, epsilon: see ``smooth_weights``. scales:
+            see ``CompositeEncoder``.
     """
 
     auxiliary = ("entropy_independent", "entropy_dependent", "diversity")
