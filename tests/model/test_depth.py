@@ -10,10 +10,12 @@ from conftest import tiny_qwen, tiny_whisper
 from transformers import Gemma2Config, Gemma2ForCausalLM
 
 from uniaudio.build.adapter import fill_time_markers, make_adapter
+from uniaudio.build.fusion import fuse
 from uniaudio.build.model import load_model
 from uniaudio.commands.check import check_run
 from uniaudio.commands.train import run_training
 from uniaudio.config.adapters import PoolConfig, QformerConfig, StackConfig, TokensConfig
+from uniaudio.config.fusion import WqConfig
 from uniaudio.config.run_files import load_run
 from uniaudio.data.collate import collate, collate_prompts
 from uniaudio.data.prompt_tokens import ChatFormat
@@ -234,6 +236,13 @@ def test_markers_stand_at_the_first_token_that_begins_at_their_time(
 
 def test_layers_and_kinds_that_do_not_fit_are_refused(chat_tokenizer):
     encoder, decoder = WhisperAudioEncoder(tiny_whisper()), TextDecoder(tiny_qwen(len(chat_tokenizer)))
+    both = fuse(
+        WqConfig(kind="wq", output="both"), {"one": encoder, "other": WhisperAudioEncoder(tiny_whisper())}
+    )
+    with pytest.raises(
+        UserError, match=r"time_markers: .* not in the order of time \(fusion\.output: both\)"
+    ):
+        make_adapter(StackConfig(time_markers=1.0), both, decoder.dim)
     deep = StackConfig(depth={"encoder_layers": [3], "decoder_layers": [0]})
     with pytest.raises(UserError, match="encoder_layers: 3, but the encoder has hidden states 0 to 2"):
         make_adapter(deep, encoder, decoder.dim)

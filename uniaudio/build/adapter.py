@@ -34,13 +34,19 @@ def make_adapter(config: AdapterConfig, encoder: AudioEncoder, decoder_dim: int)
     """Build the adapter between an encoder and a decoder of width ``decoder_dim``.
 
     Raises:
-        UserError: when the encoder's frame rate does not suit it, or it has no layer that ``depth`` names.
+        UserError: when the encoder's frame rate does not suit it, it has no layer that ``depth`` names, or its frames
+            are not in the order of time that markers need.
     """
     adapter = make_plain_adapter(config, encoder, decoder_dim)
     if (depth := config.depth) is not None:
         layers = (list(depth.encoder_layers), list(depth.decoder_layers))
         adapter = DepthAdapter(adapter, list(encoder.layer_dims), decoder_dim, *layers)
     if config.time_markers is not None:
+        if not encoder.follows_time:
+            raise UserError(
+                "adapter.time_markers: the frames of this encoder are not in the order of time (fusion.output: both); "
+                "leave it out, or use `output: sum`"
+            )
         adapter = TimeMarkersAdapter(adapter, encoder.frame_rate, decoder_dim, config.time_markers)
     return adapter
 

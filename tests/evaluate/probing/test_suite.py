@@ -211,6 +211,16 @@ def test_pieces_of_crops_keep_the_label_of_their_clip(tones):
     assert set(embedded.owner[pieces].tolist()) == set(rows.parts["test"].tolist())
 
 
+def test_events_are_not_looked_for_in_frames_without_the_order_of_time(tones):
+    model, rows = encoder(), the_task(tones, kind="frame", column="events")
+    assert embed_task(model, "m", rows, "d", "masked")[1][0].values.shape[1] == model.dim
+    model.follows_time = False
+    with pytest.raises(
+        UserError, match=f"^{rows.name}: events have times, but .*; use one with `output: sum`$"
+    ):
+        embed_task(model, "m", rows, "d", "masked")
+
+
 def test_embeddings_are_made_once_and_again_for_another_weight_or_clip(tones, monkeypatch):
     made = []
     real = task_embeddings.encode_batches

@@ -96,6 +96,7 @@ def test_it_keeps_the_contract(settings):
     assert together.frames.values.shape[1] == encoder.dim
     assert [state.values.shape[1] for state in together.layers] == list(encoder.layer_dims)
     assert together.layers[-1] is together.frames
+    assert encoder.follows_time == (settings.get("output") != "both")
     assert all(len(values) == len(samples) for values in together.stats.values())
     clips = audio(*samples).rows()
     for clip, frames in zip(clips, together.frames.rows(), strict=True):

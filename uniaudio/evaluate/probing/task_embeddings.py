@@ -75,8 +75,10 @@ def embed_task(
         layers: of every hidden state, the last being the frames; else of the frames alone.
 
     Raises:
-        UserError: when no clip, none of a part or none of a class can be used.
+        UserError: when no clip, none of a part or none of a class can be used, or events are to be found by frames that
+            are not in the order of time.
     """
+    require_order_of_time(encoder, rows)
     pooling = describe_pooling(rows, protocol)
     count = len(encoder.layer_dims) if layers else 1
     files = [locate_cache_file(model, data, pooling, layer if layers else None) for layer in range(count)]
@@ -107,11 +109,25 @@ def encode_task(
     """Return the embeddings of a task by an encoder, without the cache, and why clips cannot be used, by their row; see
     ``embed_task``.
     """
+    require_order_of_time(encoder, rows)
     clips = ClipReader(rows)
     batches = iterate_masked_batches(clips) if protocol == "masked" else iterate_padded_batches(clips)
     states = encode_batches(encoder, batches, layers, rows.task.kind == "frame", advance)
     notices = torch.tensor([clips.notices[kind] for kind in ADVICE])
     return [replace(state, notices=notices) for state in states], clips.skips
+
+
+def require_order_of_time(encoder: AudioEncoder, rows: TaskRows) -> None:
+    """Refuse frames for events where a frame's number says nothing of its time.
+
+    Raises:
+        UserError: with the setting.
+    """
+    if rows.task.kind == "frame" and not encoder.follows_time:
+        raise UserError(
+            f"{rows.name}: events have times, but the frames of this encoder are not in the order of time "
+            "(fusion.output: both); use one with `output: sum`"
+        )
 
 
 def hold_clips(rows: TaskRows) -> tuple[TaskRows, Counter[str]]:

@@ -27,6 +27,8 @@ class AudioEncoder(InitArgsModule):
         layer_dims: widths of the hidden states that ``layers`` returns, the last one is ``dim``.
         calls_by_clip: whether it calls a module once for each clip or chunk, so that ranks call it unequally often,
             which ZeRO-3 does not allow; False where every module is called once for a batch.
+        follows_time: whether the frames of a clip lie in the order of time; not where several streams of them stand one
+            after the other.
         fixed_parameters: names of the parameters that its family never trains, such as Whisper's sinusoids.
         initial_sha256: of a class that a config names as ``module:Class``, the hash of its tensors as it was made.
     """
@@ -37,6 +39,7 @@ class AudioEncoder(InitArgsModule):
     takes_masks: bool = False
     recomputes: bool = False
     calls_by_clip: bool = True
+    follows_time: bool = True
     layer_dims: tuple[int, ...]
     fixed_parameters: Sequence[str] = ()
     initial_sha256: str = ""

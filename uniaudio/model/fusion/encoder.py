@@ -201,6 +201,7 @@ class FusedEncoder(CompositeEncoder):
         self.dim = operator.dim
         self.auxiliary = operator.auxiliary
         self.frame_rate = rate * operator.frames_per_frame
+        self.follows_time = operator.frames_per_frame == 1
         widths = [encoder.dim for encoder in encoders.values()]
         self.layer_dims = (self.dim,) if operator.frames_per_frame > 1 else (*widths, self.dim)
 
