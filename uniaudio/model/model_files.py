@@ -21,8 +21,8 @@ RANDOM = "random:"  # prefix of a path: the same architecture with random weight
 RANDOM_WEIGHTS = {"initialization": "random"}  # in the config.json of weights that nobody has trained
 WEIGHTS = "model.safetensors"
 SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
-EXTRACTOR, PROCESSOR = "preprocessor_config.json", "processor_config.json"
-CONFIGS = ("config.json", EXTRACTOR, PROCESSOR)  # of a model whose weights are drawn
+EXTRACTOR_FILE, PROCESSOR_FILE = "preprocessor_config.json", "processor_config.json"
+CONFIGS = ("config.json", EXTRACTOR_FILE, PROCESSOR_FILE)  # of a model whose weights are drawn
 CODE = "*.py"
 ADAPTER = "adapter_config.json"
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
@@ -158,7 +158,7 @@ def read_extractor_settings(folder: Path) -> dict[str, Any]:
     Raises:
         UserError: when a file cannot be read.
     """
-    files = [read_json_object(folder / name) for name in (PROCESSOR, EXTRACTOR)]
+    files = [read_json_object(folder / name) for name in (PROCESSOR_FILE, EXTRACTOR_FILE)]
     inside = (files[0].get(key) for key in ("feature_extractor", "audio_processor"))
     return next((settings for settings in inside if isinstance(settings, dict)), files[1])
 

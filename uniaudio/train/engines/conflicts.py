@@ -97,14 +97,11 @@ def refuse_uneven_calls(model: nn.Module, engine: str) -> None:
         return
     for part in model.modules():
         if isinstance(part, AudioEncoder) and part.calls_by_clip:
-            name = type(part).__name__
-            own = (
-                ""
-                if type(part).__module__.startswith("uniaudio.")
-                else ", or set calls_by_clip to False in it"
-            )
+            kind = type(part)
+            is_known = kind.__module__.startswith("uniaudio.")
+            hint = "" if is_known else ", or set calls_by_clip = False in the class if it does not"
             raise UserError(
-                f"encoders: {name} encodes one clip after the other, but under zero3 all processes must "
+                f"encoders: {kind.__name__} encodes one clip after the other, but under zero3 all processes must "
                 "call every module equally often; launch with configs/accelerate/ddp.yaml, zero2.yaml or "
-                f"fsdp2.yaml{own}"
+                f"fsdp2.yaml{hint}"
             )
