@@ -29,6 +29,7 @@ from uniaudio.build.encoders import load_encoder
 from uniaudio.build.result_fingerprints import fingerprint_checkpoint
 from uniaudio.build.run_config import open_run
 from uniaudio.cli import main
+from uniaudio.commands import export as exporting
 from uniaudio.commands.export import check_onnx, export_checkpoint, suite_command
 from uniaudio.commands.export_model import require_fitting_run
 from uniaudio.commands.train import run_training
@@ -249,6 +250,16 @@ def test_entries_for_the_suites_of_a_run_without_results(run, tmp_path, capsys):
         assert part in capsys.readouterr().out
         card = (tmp_path / suite / "encoder" / "README.md").read_text()
         assert "None are stored with the run." in card
+
+
+def test_hear_is_refused_where_frames_are_not_in_the_order_of_time(tmp_path, capsys, monkeypatch):
+    save_miniature("whisper", tmp_path / "whisper")
+    encoder = WhisperAudioEncoder(tiny_whisper())
+    encoder.follows_time = False
+    monkeypatch.setattr(exporting, "load_encoder", lambda *_: encoder)
+    message = refusal(capsys, tmp_path / "whisper", tmp_path / "entry", "--to", "hear")
+    assert "moments have times, but the frames of this encoder are not in the order of time" in message
+    assert not (tmp_path / "entry").exists()
 
 
 def test_the_trained_weights_of_a_run_are_in_its_onnx_file(run, tone_run, tmp_path, capsys):

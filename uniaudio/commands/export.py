@@ -106,6 +106,11 @@ def export_encoder(spec: str, out: Path, to: str, place: str, trust: Trust) -> s
     with console.status("loading the encoder"):
         encoder = load_encoder(spec, torch.device("cpu"), trust)
         merge_lora(encoder)
+    if to == HEAR and not encoder.follows_time:
+        raise UserError(
+            f"--to {HEAR}: moments have times, but the frames of this encoder are not in the order of time "
+            "(fusion.output: both)"
+        )
     with console.status(f"writing {out}"):
         return WRITERS[to](encoder, out, facts, place)
 
