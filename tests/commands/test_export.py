@@ -257,7 +257,7 @@ def test_hear_is_refused_where_frames_are_not_in_the_order_of_time(tmp_path, cap
     encoder = WhisperAudioEncoder(tiny_whisper())
     encoder.follows_time = False
     monkeypatch.setattr(exporting, "load_encoder", lambda *_: encoder)
-    message = refusal(capsys, tmp_path / "whisper", tmp_path / "entry", "--to", "hear")
+    message = " ".join(refusal(capsys, tmp_path / "whisper", tmp_path / "entry", "--to", "hear").split())
     assert "moments have times, but the frames of this encoder are not in the order of time" in message
     assert not (tmp_path / "entry").exists()
 

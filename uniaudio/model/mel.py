@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import WhisperFeatureExtractor
 
+from uniaudio.model.encoders.chunking import convert_to_float
 from uniaudio.model.float32 import Float32Constants
 from uniaudio.ragged import Ragged
 from uniaudio.types import SAMPLE_RATE
@@ -77,9 +78,7 @@ def lay_out(audio: Ragged, mel_frames: Tensor) -> tuple[Float[Tensor, " samples"
     padded = mel_frames * HOP
     sizes = padded + ROOM
     starts = Ragged.find_row_starts(sizes)
-    samples = audio.values.float()
-    if not audio.values.is_floating_point():
-        samples = samples / 32768.0
+    samples = convert_to_float(audio.values)
     buffer = samples.new_zeros(int(sizes.sum()))
     target = Ragged.index_slices(starts + EDGE, audio.lengths)
     buffer[target.to(buffer.device, non_blocking=True)] = samples
