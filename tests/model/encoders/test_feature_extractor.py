@@ -7,6 +7,7 @@ import pytest
 import soxr
 import torch
 from helpers.checkpoints import save_miniature
+from helpers.noise import clip, pack, wave
 from safetensors.torch import load_file, save_file
 from transformers import (
     ASTFeatureExtractor,
@@ -22,19 +23,6 @@ from uniaudio.config.encoders import EncoderConfig
 from uniaudio.errors import UserError
 from uniaudio.model.encoders.registry import load_audio_encoder
 from uniaudio.ragged import Ragged
-
-
-def clip(samples):
-    return (np.random.default_rng(samples).standard_normal(samples) * 3000).astype(np.int16)
-
-
-def wave(samples):
-    return clip(samples).astype(np.float32) / 32768
-
-
-def pack(*lengths):
-    return Ragged.from_rows([torch.from_numpy(clip(n)) for n in lengths])
-
 
 KINDS = ["ast", "clap", "clap, fused", "w2v_bert", "encodec", "mimi"]
 LENGTHS = [16_000, 400, 1, 7_777, 40_000, 0]

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from helpers.noise import clip, pack
 from transformers import AutoConfig, AutoModel, WhisperFeatureExtractor
 from transformers.models.audioflamingo3.configuration_audioflamingo3 import AudioFlamingo3EncoderConfig
 from transformers.models.qwen2_5_omni.configuration_qwen2_5_omni import Qwen2_5OmniAudioEncoderConfig
@@ -14,7 +15,6 @@ from transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe import Qwen3Omni
 from uniaudio.config.encoders import EncoderConfig
 from uniaudio.errors import UserError
 from uniaudio.model.encoders.registry import load_audio_encoder
-from uniaudio.ragged import Ragged
 
 SMALL = {
     "d_model": 32,
@@ -23,14 +23,6 @@ SMALL = {
     "encoder_ffn_dim": 48,
     "num_mel_bins": 80,
 }
-
-
-def clip(samples):
-    return (np.random.default_rng(samples).standard_normal(samples) * 3000).astype(np.int16)
-
-
-def pack(*lengths):
-    return Ragged.from_rows([torch.from_numpy(clip(n)) for n in lengths])
 
 
 def mel(samples):

@@ -7,6 +7,7 @@ import pytest
 import soxr
 import torch
 from helpers.checkpoints import save_miniature
+from helpers.noise import pack, wave
 from safetensors.torch import load_file, save_file
 from transformers import (
     Gemma3nAudioFeatureExtractor,
@@ -23,21 +24,8 @@ from transformers.models.qwen3_asr.feature_extraction_qwen3_asr import Qwen3ASRF
 
 from uniaudio.config.encoders import EncoderConfig
 from uniaudio.model.encoders.registry import load_audio_encoder
-from uniaudio.ragged import Ragged
 
 LENGTHS = (4_800, 16_000, 80_123, 496_000)  # samples: 0.3, 1, 5 and 31 s
-
-
-def clip(samples):
-    return (np.random.default_rng(samples).standard_normal(samples) * 3000).astype(np.int16)
-
-
-def wave(samples):
-    return clip(samples).astype(np.float32) / 32768
-
-
-def pack(*lengths):
-    return Ragged.from_rows([torch.from_numpy(clip(n)) for n in lengths])
 
 
 def load(folder, **settings):

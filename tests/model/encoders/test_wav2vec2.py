@@ -2,9 +2,9 @@
 
 import json
 
-import numpy as np
 import pytest
 import torch
+from helpers.noise import clip, pack
 from transformers import (
     Data2VecAudioConfig,
     HubertConfig,
@@ -43,14 +43,6 @@ CASES = {
     "unispeech-sat, large": (UniSpeechSatConfig, {"num_conv_pos_embeddings": 16, **STABLE}),
 }
 LENGTHS = [16_000, 400, 719, 1, 7_777, 40_003, 0]
-
-
-def clip(samples):
-    return (np.random.default_rng(samples).standard_normal(samples) * 3000).astype(np.int16)
-
-
-def pack(*lengths):
-    return Ragged.from_rows([torch.from_numpy(clip(n)) for n in lengths])
 
 
 def saved(case, tmp_path):

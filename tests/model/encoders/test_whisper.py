@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.checkpoints import save_miniature
+from helpers.noise import clip, pack
 from safetensors.torch import save_file
 from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperForConditionalGeneration
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
@@ -17,14 +18,6 @@ from uniaudio.model.encoders.whisper import WhisperAudioEncoder, load_whisper
 from uniaudio.ragged import Ragged
 
 SECONDS = [0.1, 1, 9.99, 10, 30, 31, 95]
-
-
-def clip(samples: int) -> np.ndarray:
-    return (np.random.default_rng(samples).standard_normal(samples) * 3000).astype(np.int16)
-
-
-def pack(*lengths: int) -> Ragged:
-    return Ragged.from_rows([torch.from_numpy(clip(n)) for n in lengths])
 
 
 def stock_features(samples: int) -> torch.Tensor:
