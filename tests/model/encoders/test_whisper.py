@@ -124,6 +124,14 @@ def test_wrong_folders_are_named(tmp_path, whisper, qwen):
         load_whisper(str(tmp_path / "bins"))
 
 
+def test_a_clip_beyond_the_positions_is_one_sentence():
+    sizes = {"d_model": 32, "encoder_layers": 1, "encoder_attention_heads": 2, "encoder_ffn_dim": 48}
+    encoder = WhisperAudioEncoder(WhisperEncoder(WhisperConfig(**sizes, max_source_positions=100)))
+    assert len(encoder(pack(32_000, 9_000)).frames.values) == 100 + 29
+    with pytest.raises(UserError, match=r"are those of 2 s, but a clip is longer; set data\.max_seconds: 2$"):
+        encoder(pack(32_001))
+
+
 def test_no_layer_is_left_out_in_training(tmp_path):
     """Processes would leave out different ones, and wait for each other's gradients."""
     torch.manual_seed(0)

@@ -217,7 +217,17 @@ class WhisperAudioEncoder(AudioEncoder):
         return self.add_positions(Ragged(hidden[rows], frames))
 
     def add_positions(self, stem: Ragged) -> Ragged:
-        """Add the embeddings of the positions within every chunk to convolved frames."""
+        """Add the embeddings of the positions within every chunk to convolved frames.
+
+        Raises:
+            UserError: when a chunk has more frames than there are positions, which all published models have for 30 s.
+        """
+        known = self.whisper.config.max_source_positions * FRAME / SAMPLE_RATE
+        if stem.lengths.max() * FRAME / SAMPLE_RATE > known:
+            raise UserError(
+                f"max_source_positions of the encoder are those of {known:g} s, but a clip is longer; set "
+                f"data.max_seconds: {known:g}"
+            )
         position = Ragged.count_within_rows(stem.lengths).to(stem.device, non_blocking=True)
         hidden = stem.values + self.whisper.embed_positions.weight[position]
         return stem.with_values(F.dropout(hidden, self.whisper.dropout, self.training))
