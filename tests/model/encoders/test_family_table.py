@@ -8,11 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.checkpoints import MINIATURES, save_miniature
+from helpers.noise import pack, wave
 
 from uniaudio.commands.check_encoder import describe_execution
 from uniaudio.config.encoders import EncoderConfig
 from uniaudio.errors import UserError
 from uniaudio.export.onnx_file import find_stock_module
+from uniaudio.model.encoders.feature_extractor import ChunkedAudioEncoder
 from uniaudio.model.encoders.registry import EXPORTED, FAMILIES, LEFT_OUT, ULTRAVOX, load_audio_encoder
 from uniaudio.ragged import Ragged
 from uniaudio.train.engines.conflicts import refuse_uneven_calls
@@ -116,3 +118,19 @@ def test_modules_are_called_equally_often_for_any_batch_or_zero3_is_refused(name
             refuse_uneven_calls(encoder, "zero3")
     else:
         refuse_uneven_calls(encoder, "zero3")
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", MINIATURES)
+def test_hidden_states_are_kept_where_they_are_asked_for_alone(name, tmp_path):
+    save_miniature(name, tmp_path)
+    encoder = load_audio_encoder(EncoderConfig(path=str(tmp_path)), "encoders.a").eval()
+    plain, deep = encoder(pack(16_000, 9_000)), encoder(pack(16_000, 9_000), layers=True)
+    assert plain.layers is None
+    assert len(deep.layers) == len(encoder.layer_dims)
+    assert torch.equal(plain.frames.values, deep.frames.values)
+    if isinstance(encoder, ChunkedAudioEncoder):
+        assert [len(encoder.encode_chunks([wave(16_000)], layers)) for layers in (False, True)] == [
+            1,
+            len(encoder.layer_dims),
+        ]

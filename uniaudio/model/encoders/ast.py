@@ -69,12 +69,13 @@ class AstAudioEncoder(ChunkedAudioEncoder):
         """Return the times at which a patch begins within the sound, at least one."""
         return max(1, math.ceil(samples / self.step))
 
-    def encode_chunks(self, waves: list[NDArray[np.float32]]) -> list[list[Tensor]]:
+    def encode_chunks(self, waves: list[NDArray[np.float32]], layers: bool) -> list[list[Tensor]]:
         features = self.extractor(waves, sampling_rate=self.extractor.sampling_rate, return_tensors="pt")
         hidden = self.model.embeddings(self.move_to_device(features.input_values))
         states = []
         for layer in self.model.layers if hasattr(self.model, "layers") else self.model.encoder.layer:
-            states.append(self.unfold_over_time(hidden))
+            if layers:
+                states.append(self.unfold_over_time(hidden))
             hidden = run_layer(self.recomputes, layer, hidden, None)
         return [*states, self.unfold_over_time(self.model.layernorm(hidden))]
 

@@ -59,17 +59,18 @@ class ClapAudioEncoder(ChunkedAudioEncoder):
         """Return the times that begin within the sound, at least one."""
         return max(1, math.ceil(samples * self.times / self.chunk))
 
-    def encode_chunks(self, waves: list[NDArray[np.float32]]) -> list[list[Tensor]]:
+    def encode_chunks(self, waves: list[NDArray[np.float32]], layers: bool) -> list[list[Tensor]]:
         rate = self.extractor.sampling_rate
         loud = [resample_to(wave, rate) for wave in waves]
         features = self.extractor(loud, sampling_rate=rate, return_tensors="pt").input_features
         output = self.model.audio_encoder(
             self.move_to_device(features),
             is_longer=torch.zeros(len(waves), 1, dtype=torch.bool),  # no chunk is longer than the window
-            output_hidden_states=True,
+            output_hidden_states=layers,
             output_hidden_states_before_downsampling=True,
         )
-        states = [self.unfold_over_time(state) for state in output.hidden_states[: self.stages]]
+        before = output.hidden_states[: self.stages] if layers else ()
+        states = [self.unfold_over_time(state) for state in before]
         last = output.last_hidden_state.mean(2).transpose(1, 2)  # [W, E, frequency, time]
         return [*states, list(last)]
 

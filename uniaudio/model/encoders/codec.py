@@ -86,13 +86,14 @@ class CodecAudioEncoder(ChunkedAudioEncoder):
             length = -(-length // stride)
         return length
 
-    def encode_chunks(self, waves: list[NDArray[np.float32]]) -> list[list[Tensor]]:
+    def encode_chunks(self, waves: list[NDArray[np.float32]], layers: bool) -> list[list[Tensor]]:
         by_chunk = []
         for wave in waves:
             samples = torch.from_numpy(resample_to(wave, self.rate))
             wanted = max(1, round(len(wave) * self.rate / SAMPLE_RATE))
             samples = nn.functional.pad(samples[:wanted], (0, max(0, wanted - len(samples))))
-            by_chunk.append(self.model(self.move_to_device(samples)[None, None]))
+            states = self.model(self.move_to_device(samples)[None, None])
+            by_chunk.append(states if layers else states[-1:])
         return [list(states) for states in zip(*by_chunk, strict=True)]
 
 

@@ -44,8 +44,11 @@ class ChunkedAudioEncoder(AudioEncoder):
         """Return the frames of one chunk."""
         raise NotImplementedError
 
-    def encode_chunks(self, waves: list[NDArray[np.float32]]) -> list[list[Tensor]]:
-        """Return for each hidden state the frames ``[count_frames(n), E]`` of every chunk, or more of them."""
+    def encode_chunks(self, waves: list[NDArray[np.float32]], layers: bool) -> list[list[Tensor]]:
+        """Return the frames ``[count_frames(n), E]`` of every chunk, or more of them.
+
+        With ``layers`` those of each hidden state, else of the last one alone.
+        """
         raise NotImplementedError
 
     def num_frames(self, samples: int) -> int:
@@ -66,7 +69,7 @@ class ChunkedAudioEncoder(AudioEncoder):
         kept = [self.count_frames(n) for n in chunks.lengths.tolist()]
         states = [
             Ragged(torch.cat([rows[:count] for rows, count in zip(state, kept, strict=True)]), counts)
-            for state in self.encode_chunks(waves)
+            for state in self.encode_chunks(waves, layers)
         ]
         return Encoded(states[-1], tuple(states) if layers else None)
 

@@ -69,11 +69,12 @@ class RemoteAudioEncoder(ChunkedAudioEncoder):
         """Return ``ceil(samples * rate / 16000)``, at least one."""
         return max(1, math.ceil(samples * self.frame_rate / SAMPLE_RATE))
 
-    def encode_chunks(self, waves: list[NDArray[np.float32]]) -> list[list[Tensor]]:
+    def encode_chunks(self, waves: list[NDArray[np.float32]], layers: bool) -> list[list[Tensor]]:
         by_chunk = []
         for wave in waves:
             *before, frames = self.run_model(wave)
-            by_chunk.append(self.check_num_frames([*(before[i] for i in self.used), frames], len(wave)))
+            states = [*(before[i] for i in self.used if layers), frames]
+            by_chunk.append(self.check_num_frames(states, len(wave)))
         return [list(states) for states in zip(*by_chunk, strict=True)]
 
     def run_model(self, wave: NDArray[np.float32]) -> list[Tensor]:

@@ -155,8 +155,8 @@ class PeAudioTowerEncoder(TowerAudioEncoder):
         frames: Tensor = self.model(self.move_to_device(given["input_values"])).last_hidden_state
         return frames
 
-    def encode_chunks(self, waves: list[NDArray[np.float32]]) -> list[list[Tensor]]:
-        *states, frames = super().encode_chunks(waves)
+    def encode_chunks(self, waves: list[NDArray[np.float32]], layers: bool) -> list[list[Tensor]]:
+        *states, frames = super().encode_chunks(waves, layers)
         return [
             *([row[1:] for row in rows] for rows in states),
             frames,

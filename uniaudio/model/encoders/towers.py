@@ -84,11 +84,11 @@ class TowerAudioEncoder(ChunkedAudioEncoder):
         """Return the frames ``[C, T, E]`` of chunks, at least ``count_frames`` of every one."""
         raise NotImplementedError
 
-    def encode_chunks(self, waves: list[NDArray[np.float32]]) -> list[list[Tensor]]:
+    def encode_chunks(self, waves: list[NDArray[np.float32]], layers: bool) -> list[list[Tensor]]:
         batches = [[wave] for wave in waves] if self.calls_by_clip else [waves]
-        by_state: list[list[Tensor]] = [[] for _ in self.layer_dims]
+        by_state: list[list[Tensor]] = [[] for _ in (self.layer_dims if layers else (self.dim,))]
         for batch in batches:
-            with record_inputs(self.list_layers()) as inputs:
+            with record_inputs(self.list_layers() if layers else ()) as inputs:
                 frames = self.run_model(batch)
             for rows, state in zip(by_state, (*inputs, frames), strict=True):
                 rows += list(state)
