@@ -351,6 +351,16 @@ def test_tensors_that_are_not_saved_are_part_of_it(monkeypatch):
     assert hash_model(same) != hash_model(one)
 
 
+@pytest.mark.parametrize("given", [{"pad_to": 30.0}, {"revision": "v1"}])
+def test_settings_that_a_class_would_not_see_are_refused(given, here):
+    (name,) = given
+    expected = rf"^encoders\.a\.{name}: my_encoder:MyEncoder is your own class, which is created with path and settings"
+    with pytest.raises(UserError, match=expected):
+        load("my_encoder:MyEncoder", **given)
+    with pytest.raises(UserError, match=expected):
+        check_imported_encoders(run_config("my_encoder:MyEncoder", **given), CPU)
+
+
 class NoParameters(Mean):
     """Levels, without anything to train."""
 

@@ -235,14 +235,6 @@ def test_an_encoder_class_that_is_none_is_reported(tone_run, kind, message):
         (["encoders.whisper.path=qwen"], "holds a qwen3 model, which is not a known audio encoder"),
         (["encoders.whisper.chunk_seconds=10"], "a whisper encoder has no such setting"),
         (["encoders.whisper.settings={a: 1}"], "only your own encoder class"),
-        (
-            ["encoders.whisper.kind=mine:Own", "encoders.whisper.pad_to=30"],
-            "encoders.whisper: pad_to: mine:Own is your own class, which is created with path and settings alone",
-        ),
-        (
-            ["encoders.whisper.kind=mine:Own", "encoders.whisper.revision=v1"],
-            "encoders.whisper: revision: mine:Own is your own class",
-        ),
     ],
 )
 def test_mistakes_end_with_one_sentence(tone_run, second, overrides, message):

@@ -131,11 +131,6 @@ class EncoderConfig(Strict):
             raise ValueError("path is required: a folder, a Hub name or a run folder")
         if self.settings and ":" not in self.kind:
             raise ValueError("only your own encoder class (kind: module:Class) takes settings")
-        if ":" in self.kind and (given := select_given(self, ("revision", *LISTENING))):
-            raise ValueError(
-                f"{next(iter(given))}: {self.kind} is your own class, which is created with path and "
-                "settings alone; write it under `settings`, or leave it out"
-            )
         return self
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from uniaudio.config.encoders import EncoderConfig
+from uniaudio.config.encoders import LISTENING, EncoderConfig, select_given
 from uniaudio.config.trust import Trust, import_code
 from uniaudio.errors import UserError, escape_text, read_first_line
 from uniaudio.feature_cache import INSTALLED, view_bytes
@@ -25,8 +25,14 @@ def import_encoder_class(config: EncoderConfig, where: str, trust: Trust) -> typ
     """Return the user's own encoder class from a module that Python can import.
 
     Raises:
-        UserError: when that was not allowed, there is no such module or class, or it is no ``AudioEncoder``.
+        UserError: when a setting was given that it would not see, its code was not allowed, there is no such module or
+            class, or it is no ``AudioEncoder``.
     """
+    for name in select_given(config, ("revision", *LISTENING)):
+        raise UserError(
+            f"{where}.{name}: {config.kind} is your own class, which is created with path and settings alone; write "
+            "it under `settings`, or leave it out"
+        )
     kind = import_code(config.kind, where, trust)
     if not (isinstance(kind, type) and issubclass(kind, AudioEncoder)):
         raise UserError(
