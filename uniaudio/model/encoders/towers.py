@@ -71,10 +71,9 @@ class TowerAudioEncoder(ChunkedAudioEncoder):
         """Return the width of what every layer reads."""
         return [int(self.model.config.hidden_size)] * len(self.list_layers())
 
-    def list_layers(self) -> Sequence[nn.Module]:
+    def list_layers(self) -> list[nn.Module]:
         """Return the layers whose inputs are the hidden states, none where these have another rate than the frames."""
-        layers: Sequence[nn.Module] = self.model.layers
-        return layers
+        return list(self.model.layers)
 
     def count_stride(self) -> int:
         """Return the samples from frame to frame."""
