@@ -85,7 +85,8 @@ def refuse_what_shards_cannot(engine: str, stage: Stage, config: RunConfig) -> N
 def refuse_uneven_calls(model: nn.Module, engine: str) -> None:
     """Refuse encoders that call their modules once for each clip, where every call gathers weights from all processes.
 
-    Processes have different numbers of clips in a micro-batch, and would wait for each other forever.
+    Processes have different numbers of clips in a micro-batch, and would exchange the weights of different modules:
+    gloo aborts then, and NCCL may wait forever.
 
     Args:
         engine: that spreads the weights, or an empty text.
