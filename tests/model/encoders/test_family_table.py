@@ -122,7 +122,7 @@ def test_modules_are_called_equally_often_for_any_batch_or_zero3_is_refused(name
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", MINIATURES)
-def test_hidden_states_are_kept_where_they_are_asked_for_alone(name, tmp_path):
+def test_hidden_states_are_kept_only_where_they_are_wanted(name, tmp_path):
     save_miniature(name, tmp_path)
     encoder = load_audio_encoder(EncoderConfig(path=str(tmp_path)), "encoders.a").eval()
     plain, deep = encoder(pack(16_000, 9_000)), encoder(pack(16_000, 9_000), layers=True)
