@@ -56,6 +56,8 @@ def test_means_of_long_rows_in_bfloat16_are_those_in_float64():
         rows.values.double()[1400:].mean(0),
     ]
     torch.testing.assert_close(exact, torch.stack(expected))
+
+
 @given(st.lists(st.tuples(st.integers(0, 7), st.integers(0, 3)), min_size=1, max_size=9), st.booleans())
 def test_rows_with_zeros_behind_them(sizes, wide):
     shape = (2,) if wide else ()
