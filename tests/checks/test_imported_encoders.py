@@ -5,11 +5,13 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from helpers.checkpoints import save_miniature
 from torch import nn
 
+from uniaudio.build.embedder import Embedder
 from uniaudio.build.encoders import add_imported_hashes, build_encoder, identify_encoder_bases
 from uniaudio.checks.encoder_contract import check_contract, make_noise_clips
 from uniaudio.checks.imported_encoders import check_imported_encoders
@@ -17,6 +19,7 @@ from uniaudio.config.encoders import EncoderConfig
 from uniaudio.config.run import RunConfig
 from uniaudio.config.trust import Trust
 from uniaudio.errors import UserError
+from uniaudio.evaluate.probing.task_embeddings import PieceBatch, encode_batches
 from uniaudio.feature_cache import hash_model
 from uniaudio.model.encoders.base import AudioEncoder
 from uniaudio.model.encoders.registry import load_audio_encoder
@@ -112,6 +115,41 @@ class Mean(AudioEncoder):
         return Encoded(frames, (frames,) if layers else None)
 
 
+class Energy(AudioEncoder):
+    """The loudness of every 20 ms: nothing is learned."""
+
+    dim, frame_rate, reach, layer_dims = 1, 50.0, None, (1,)
+
+    def __init__(self, path=""):
+        super().__init__()
+
+    def num_frames(self, samples):
+        return -(-samples // 320)
+
+    def forward(self, audio, layers=False, masks=None):
+        if not len(audio):
+            return self.encode_no_clips(layers)
+        rows = [nn.functional.pad(clip.float(), (0, -len(clip) % 320)) for clip in audio.rows()]
+        frames = Ragged.from_rows([row.view(-1, 320).abs().mean(1, keepdim=True) for row in rows])
+        return Encoded(frames, (frames,) if layers else None)
+
+
+def test_an_encoder_without_parameters_is_one_like_any_other():
+    clips = [clip.numpy() for clip in make_noise_clips(8_000, 16_000).rows()]
+    expected = np.array([np.abs(clip.astype(float)).mean() for clip in clips])
+    embedder = Embedder(Energy())
+    np.testing.assert_allclose(embedder.embed(clips)[:, 0], expected / 32768, rtol=1e-4)
+    waves = [torch.from_numpy(clip) for clip in clips]
+    np.testing.assert_allclose(embedder(waves).pooler_output[:, 0], expected, rtol=1e-5)
+    batch = PieceBatch([0, 1], clips, 2)
+    (embedded,) = encode_batches(Energy(), iter([batch]), False, False, lambda clips, seconds: None)
+    np.testing.assert_allclose(embedded.values[:, 0], expected, rtol=1e-5)
+    none = Ragged(torch.zeros(0, dtype=torch.int16), torch.zeros(0, dtype=torch.int64))
+    assert Energy()(none).frames.values.shape == (0, 1)
+    config = run_config(f"{__name__}:Energy", train="frozen")
+    assert check_imported_encoders(config, CPU) == []
+
+
 class Plain(nn.Module):
     dim, frame_rate = 4, 50.0
 
@@ -152,6 +190,17 @@ class HalfFrames(Mean):
 class NotFinite(Mean):
     def encode(self, audio):
         return [row.log() for row in super().encode(audio)]
+
+
+class Decibels(Mean):
+    def encode(self, audio):
+        levels = [clip.float().square().mean().log10() for clip in audio.rows()]
+        return [row + level for row, level in zip(super().encode(audio), levels, strict=True)]
+
+
+class OneClipLess(Mean):
+    def encode(self, audio):
+        return super().encode(audio)[:-1]
 
 
 class Padded(Mean):
@@ -213,6 +262,8 @@ class Clock(Mean):
         (OneFrameLess, r"a clip of 399 samples has 1 frames, but num_frames says 2"),
         (HalfFrames, r"a clip of 1 samples has 1 frames, but num_frames says 0.003125"),
         (NotFinite, r"the frames of noise are not finite"),
+        (Decibels, r"the frames of silence are not finite \(NaN or infinite\); add a small number"),
+        (OneClipLess, r"forward returns frames of 12 clips for 13 clips"),
         (Padded, r"forward returns Tensor, not Encoded; docs/fusion.md"),
         (
             Int16,

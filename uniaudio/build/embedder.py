@@ -20,7 +20,7 @@ from uniaudio.config.trust import NO_TRUST, Trust
 from uniaudio.data.clips_from_python import AudioInput, Waveform, is_single_clip, iterate_clips, read_samples
 from uniaudio.errors import UserError, convert_to_user_error, require_number
 from uniaudio.evaluate.embedding import embed_clips, encode_clips
-from uniaudio.model.encoders.base import AudioEncoder
+from uniaudio.model.encoders.base import AudioEncoder, find_device
 from uniaudio.model.encoders.chunking import convert_to_float
 from uniaudio.model.lora import merge_lora
 from uniaudio.ragged import Ragged
@@ -126,7 +126,7 @@ class Embedder(nn.Module):
 
     def pack(self, waveforms: Sequence[Waveform] | Tensor, lengths: Tensor | Sequence[int] | None) -> Ragged:
         """Return waveforms side by side on the encoder's device."""
-        device = next(self.encoder.parameters()).device
+        device = find_device(self.encoder)
         if isinstance(waveforms, Tensor):
             if waveforms.dim() != 2:
                 raise UserError(f"waveforms: a padded tensor is [B, S], not {tuple(waveforms.shape)}")

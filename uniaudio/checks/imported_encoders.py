@@ -8,14 +8,13 @@ from torch import Tensor
 from uniaudio.checks.encoder_contract import (
     LENGTHS,
     check_attributes,
-    find_device,
     make_noise_clips,
     measure_batch_effect,
 )
 from uniaudio.config.encoders import EncoderConfig
 from uniaudio.config.run import RunConfig
 from uniaudio.errors import UserError
-from uniaudio.model.encoders.base import AudioEncoder
+from uniaudio.model.encoders.base import AudioEncoder, find_device
 from uniaudio.model.encoders.imported import (
     GUIDE,
     collect_all_tensors,
@@ -23,7 +22,7 @@ from uniaudio.model.encoders.imported import (
     load_imported_encoder,
 )
 from uniaudio.ragged import Ragged
-from uniaudio.types import Encoded
+from uniaudio.types import SAMPLE_RATE, Encoded
 
 VISIBLE = 1e-3  # of the largest value: differences above it are no rounding
 
@@ -78,6 +77,7 @@ def try_encoder(encoder: AudioEncoder, settings: EncoderConfig, name: str) -> li
     with torch.no_grad():
         frames = run_encoder(encoder, clips, name)
         require_stated_frames(encoder, frames, name)
+        require_finite_silence(encoder, name)
         effect = measure_batch_effect(encoder)
         again = encoder(clips).frames.values
     if settings.train != "frozen":
@@ -105,7 +105,8 @@ def run_encoder(encoder: AudioEncoder, clips: Ragged, name: str) -> Ragged:
         encoded = encoder(clips, layers=False, masks=None)
     except Exception as problem:
         raise UserError(
-            f"{name}: forward fails on {len(clips)} clips of int16 samples ({describe_error(problem)}); {GUIDE}"
+            f"{name}: forward fails on {len(clips)} {'clip' if len(clips) == 1 else 'clips'} of int16 samples "
+            f"({describe_error(problem)}); {GUIDE}"
         ) from problem
     if not isinstance(encoded, Encoded):
         raise UserError(f"{name}: forward returns {type(encoded).__name__}, not Encoded; {GUIDE}")
@@ -121,7 +122,9 @@ def require_stated_frames(encoder: AudioEncoder, frames: Ragged, name: str) -> N
     if frames.values.shape[1:] != (encoder.dim,):
         shape = tuple(frames.values.shape)
         raise UserError(f"{name}: frames have the shape {shape}, but dim says [frames, {encoder.dim}]")
-    for samples, given in zip(LENGTHS, frames.lengths.tolist(), strict=False):
+    if len(frames) != len(LENGTHS):
+        raise UserError(f"{name}: forward returns frames of {len(frames)} clips for {len(LENGTHS)} clips")
+    for samples, given in zip(LENGTHS, frames.lengths.tolist(), strict=True):
         stated = encoder.num_frames(samples)
         if stated != given or not isinstance(stated, int) or stated < 1:
             raise UserError(
@@ -134,6 +137,20 @@ def require_stated_frames(encoder: AudioEncoder, frames: Ragged, name: str) -> N
         raise UserError(f"{name}: {misfit}") from misfit
     if not frames.values.isfinite().all():
         raise UserError(f"{name}: the frames of noise are not finite (NaN or infinite)")
+
+
+def require_finite_silence(encoder: AudioEncoder, name: str) -> None:
+    """Try a clip of zeros, such as recordings begin and end with.
+
+    Raises:
+        UserError: when its frames are not finite.
+    """
+    quiet = Ragged.from_rows([torch.zeros(SAMPLE_RATE, dtype=torch.int16)]).to(find_device(encoder))
+    if not run_encoder(encoder, quiet, name).values.isfinite().all():
+        raise UserError(
+            f"{name}: the frames of silence are not finite (NaN or infinite); add a small number before logarithms and "
+            "divisions"
+        )
 
 
 def require_training(encoder: AudioEncoder, clips: Ragged, name: str) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from uniaudio.model.encoders.base import AudioEncoder
+from uniaudio.model.encoders.base import AudioEncoder, find_device
 from uniaudio.ragged import Ragged
 from uniaudio.types import SAMPLE_RATE
 
@@ -77,7 +77,7 @@ def encode_in_batches(
     """Encode in packed batches of similar length and put the results back in order."""
     was_training = encoder.training
     encoder.eval()
-    device = next(encoder.parameters()).device
+    device = find_device(encoder)
     results: dict[int, torch.Tensor] = {}
     lengths = [len(clip) for clip in clips]
     for batch in batch_by_length(lengths, batch_seconds * SAMPLE_RATE, batch_size):

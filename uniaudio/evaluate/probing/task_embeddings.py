@@ -23,7 +23,7 @@ from uniaudio.errors import RowError, UserError, read_first_line
 from uniaudio.evaluate.embedding import MAX_CLIP_SECONDS, batch_by_length
 from uniaudio.evaluate.probing.task_rows import TaskRows, describe_first_skip
 from uniaudio.feature_cache import read_cached, write_cached
-from uniaudio.model.encoders.base import AudioEncoder
+from uniaudio.model.encoders.base import AudioEncoder, find_device
 from uniaudio.ragged import Ragged
 from uniaudio.types import SAMPLE_RATE
 
@@ -300,7 +300,7 @@ def encode_batches(
     """Encode batches and put the pieces in the order of the rows; mean over the frames given unless ``frames``."""
     was_training = encoder.training
     encoder.eval()
-    device = next(encoder.parameters()).device
+    device = find_device(encoder)
     owners: list[int] = []
     counts: list[Tensor] = []
     pieces: list[list[Tensor]] = []  # by layer, in the order of the batches

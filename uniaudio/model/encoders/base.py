@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 from typing import TypeVar
 
 import torch
@@ -99,7 +100,8 @@ class AudioEncoder(InitArgsModule):
 
     def encode_no_clips(self, layers: bool) -> Encoded:
         """Return what ``forward`` gives without clips: no frames, in every hidden state that is asked for."""
-        like, none = next(self.parameters(), torch.zeros(0)), torch.zeros(0, dtype=torch.int64)
+        like = next(self.parameters(), torch.empty(0, device=find_device(self)))
+        none = torch.zeros(0, dtype=torch.int64)
         states = tuple(
             Ragged(torch.zeros(0, width, dtype=like.dtype, device=like.device), none)
             for width in self.layer_dims
@@ -118,3 +120,8 @@ class AudioEncoder(InitArgsModule):
         raise ValueError(
             f"padded: {type(self).__name__} has no forward of padded clips; Whisper and wav2vec 2.0 do"
         )
+
+
+def find_device(encoder: AudioEncoder) -> torch.device:
+    """Return where an encoder is; one without parameters and buffers is on the CPU."""
+    return next(chain(encoder.parameters(), encoder.buffers()), torch.empty(0)).device
