@@ -234,6 +234,20 @@ def test_means_that_the_engine_cannot_do_are_reported_whatever_stage_they_are_of
         check_later_stages(run, (), accelerator, 0)
 
 
+def test_a_tokenizer_that_evaluations_will_need_is_reported_before_any_model_is_loaded(recipes, monkeypatch):
+    def missing(tokenize):
+        raise RuntimeError("Japanese tokenization requires extra dependencies")
+
+    monkeypatch.setattr("sacrebleu.metrics.bleu.BLEU", missing)
+    monkeypatch.setattr(training, "build_model", None)
+    with (recipes.parent / "tone.yaml").open("a") as template:
+        template.write(dump_yaml({"scoring": {"metric": "bleu", "tokenize": "ja"}}))
+    run = config(recipes, {}, "train.evaluate_every=2")
+    for attempt in (lambda: run_training(run, None), lambda: check_run(run, Console(quiet=True))):
+        with pytest.raises(UserError, match=r"scoring\.tokenize: ja: sacrebleu's ja-mecab is not installed"):
+            attempt()
+
+
 def test_stages_that_are_right_pass(recipes):
     right = {
         "train": {"^encoder.*layers": "lora", "^adapter": "full", "embed": "frozen"},

@@ -217,7 +217,7 @@ def check_stage_rows(
             check(line)
     if config.train.evaluate_every is not None:
         for line in recipes[-1].evaluate:
-            require_metric(line.template.scoring.metric)
+            require_metric(line.template.scoring)
 
 
 def read_pairings(recipe: Recipe, longest: float, check: Callable[..., CheckedEntry]) -> list[CheckedEntry]:

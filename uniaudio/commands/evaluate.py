@@ -142,7 +142,7 @@ def evaluate_recipe(
         UserError: before anything is asked, when a metric needs an extra that is not installed.
     """
     for entry in recipe.evaluate:
-        require_metric(entry.template.scoring.metric, entry.template.scoring.tokenize)
+        require_metric(entry.template.scoring)
     bar = bar or EvaluationBar(make_console(), shown=False)
     results = {}
     with bar.bar:

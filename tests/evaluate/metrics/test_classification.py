@@ -1,3 +1,5 @@
+import sys
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -23,3 +25,9 @@ def test_it_equals_the_definition_over_classes_with_positives(seed):
     each = [average_precision(scores[:, k], truth[:, k]) for k in range(4) if truth[:, k].any()]
     assert mean_average_precision(scores, truth) == pytest.approx(sum(each) / len(each) if each else 0.0)
     assert mean_average_precision(scores, truth, absent=True) == pytest.approx(sum(each) / 4)
+
+
+def test_it_needs_no_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    truth = np.array([[True], [False], [True]])
+    assert mean_average_precision(np.array([[3.0], [2.0], [1.0]]), truth) == pytest.approx((1 + 2 / 3) / 2)

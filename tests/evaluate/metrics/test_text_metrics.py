@@ -5,6 +5,8 @@ import sys
 import unicodedata
 from collections import Counter
 from functools import partial
+from importlib.machinery import ModuleSpec
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -141,12 +143,22 @@ def test_a_metric_of_an_extra_that_is_missing(monkeypatch):
     with pytest.raises(
         UserError, match=r"cider needs the extra captions: pip install 'uniaudio\[captions\]'"
     ):
-        require_metric("cider")
-    require_metric("wer")
+        require_metric(Scoring(metric="cider"))
+    require_metric(Scoring(metric="wer"))
     for metric, package in (("wer", "jiwer"), ("bleu", "sacrebleu"), ("meteor", "nltk")):
         monkeypatch.setitem(sys.modules, package, None)
         with pytest.raises(UserError, match=f"{metric} needs the extra metrics"):
-            require_metric(metric)
+            require_metric(Scoring(metric=metric))
+
+
+@pytest.mark.parametrize("package", ["nltk", "sacrebleu"])
+def test_the_packages_of_companions_are_needed_too(package, monkeypatch):
+    """The extra of ``cider`` does not bring those of METEOR and BLEU, which are told beside it."""
+    monkeypatch.setitem(sys.modules, "aac_metrics", ModuleType("aac_metrics"))
+    sys.modules["aac_metrics"].__spec__ = ModuleSpec("aac_metrics", None)
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(UserError, match=r"scoring\.metric: cider needs the extra metrics"):
+        require_metric(Scoring(metric="cider"))
 
 
 @given(
@@ -300,4 +312,4 @@ def test_a_tokenizer_that_is_not_installed(monkeypatch):
 
     monkeypatch.setattr("sacrebleu.metrics.bleu.BLEU", missing)
     with pytest.raises(UserError, match=r"tokenize: ja: .*ja-mecab is not installed.*sacrebleu\[ja\]"):
-        require_metric("bleu", "ja")
+        require_metric(Scoring(metric="bleu", tokenize="ja"))

@@ -16,8 +16,8 @@ others     not scored: FENSE and DATE need models from the network
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -31,32 +31,28 @@ from uniaudio.evaluate.metrics.text_metrics import error_rate, tag_precision
 SEPARATOR = ";"
 NAMES = {"accuracy": "Accuracy", "wer": "iWER", "cer": "iCER", "map": "mAP"}
 NOT_SCORED = "FENSE and DATE need models from the network"
-
-
-@dataclass(frozen=True)
-class ChallengeScore:
-    """The score of one set, with its interval of 95 %."""
-
-    metric: str
-    score: float
-    interval: tuple[float, float]
+NOTHING_TO_COMPARE = "all right answers are empty after normalizing"
 
 
 def compute_challenge_score(
     metric: str, answers: Sequence[str], references: Sequence[str]
-) -> ChallengeScore | None:
+) -> dict[str, Any] | None:
     """Return the score of a set, or None where the suite has another metric than can be had here.
 
     Args:
         metric: of the template. references: the first right answer of each clip.
+
+    Returns:
+        ``metric``: its name in the suite; ``score``: not a number where no right answer has anything to compare;
+        ``interval`` of 95 %.
     """
     if metric in CLASS_METRICS:  # what the suite says of classes is accuracy
         metric = "accuracy"
     if metric not in NAMES:
         return None
     measure = make_challenge_measure(metric, answers, references)
-    low, high = compute_interval(measure.clips, measure.resample)
-    return ChallengeScore(NAMES[metric], measure.score(), (low, high))
+    interval = compute_interval(measure.clips, measure.resample)
+    return {"metric": NAMES[metric], "score": measure.score(), "interval": interval}
 
 
 def make_challenge_measure(metric: str, answers: Sequence[str], references: Sequence[str]) -> Summed:
@@ -95,8 +91,10 @@ def collect_challenge_scores(results: Mapping[str, Mapping[str, Any]]) -> dict[s
         scored = compute_challenge_score(result["metric"], answers, references)
         if scored is None:
             missing[name] = f"{result['metric']}: {NOT_SCORED}"
+        elif not math.isfinite(scored["score"]):
+            missing[name] = f"{result['metric']}: {NOTHING_TO_COMPARE}"
         else:
-            scores[name] = {"metric": scored.metric, "score": scored.score, "interval": list(scored.interval)}
+            scores[name] = scored
     values = [item["score"] for item in scores.values()]
     overall = sum(values) / len(values) if values else None
     return {"protocol": "xares-llm", "overall": overall, "scores": scores, "not_scored": missing}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -18,14 +17,13 @@ from uniaudio.evaluate.metrics.intervals import (
     compute_interval,
     make_mean,
 )
-from uniaudio.extras import require_package
 
 TINY = 1e-15  # probabilities nearer to 0 or 1 have log-odds of 34.5 either way
 BINS = 15  # of equal width between 0 and 1, as Guo et al. 2017
 
 
 def mean_average_precision(scores: NDArray[np.floating], truth: NDArray[Any], absent: bool = False) -> float:
-    """Return the mean over classes of the average precision: ``sum_n (R_n - R_(n-1)) P_n`` over falling thresholds.
+    """Return the mean over classes of the average precision, see ``average_precision``.
 
     Args:
         scores: ``[N, K]``, any monotone function of the probabilities. truth: ``[N, K]`` of 0 and 1.
@@ -33,26 +31,17 @@ def mean_average_precision(scores: NDArray[np.floating], truth: NDArray[Any], ab
 
     Returns:
         0 where no class has a positive.
-
-    Raises:
-        UserError: when the package that computes it is not installed.
     """
-    require_package("sklearn", "average precision")
-    # slow to import, and every training run would wait for it
-    from sklearn.metrics import average_precision_score
-
-    present = truth.any(0)
-    if not present.any():
+    present = np.flatnonzero(truth.any(0))
+    if not len(present):
         return 0.0
-    each = average_precision_score(truth[:, present], scores[:, present], average=None)
-    return float(np.sum(each) / (truth.shape[1] if absent else present.sum()))
+    once = np.ones((1, len(truth)))
+    each = [average_precision(scores[:, k], truth[:, k], once)[0] for k in present]
+    return float(np.sum(each) / (truth.shape[1] if absent else len(present)))
 
 
 def resample_precision(scores: Array, truth: NDArray[np.bool_], counts: Array) -> Array:
     """Return the mean average precision over the classes that occur in every resample ``[R]``.
-
-    ``AP = sum_i (recall_i - recall_(i-1)) * precision_i`` over the different scores from the highest on, as
-    scikit-learn has it; clips of equal score come together.
 
     Args:
         scores: ``[N, K]``, higher for what is likelier. truth: ``[N, K]``.
@@ -62,8 +51,15 @@ def resample_precision(scores: Array, truth: NDArray[np.bool_], counts: Array) -
     return average_present(np.stack(each, 1))
 
 
-def average_precision(scores: Array, truth: NDArray[np.bool_], counts: Array) -> Array:
-    """Return the average precision of one class in every resample ``[R]``; not a number where it does not occur."""
+def average_precision(scores: NDArray[np.floating], truth: NDArray[Any], counts: Array) -> Array:
+    """Return the average precision of one class in every resample ``[R]``; not a number where it does not occur.
+
+    ``AP = sum_i (recall_i - recall_(i-1)) * precision_i`` over the different scores from the highest on, as
+    scikit-learn has it; clips of equal score come together.
+
+    Args:
+        scores: ``[N]``, higher for what is likelier. truth: ``[N]``. counts: as for ``resample_precision``.
+    """
     order = np.argsort(-scores, kind="stable")
     # the last clip of every different score
     ends = np.flatnonzero(np.diff(scores[order], append=np.nan) != 0)
@@ -74,17 +70,6 @@ def average_precision(scores: Array, truth: NDArray[np.bool_], counts: Array) ->
         hit_share = hits / hits[:, -1:]
         precision = np.where(named > 0, hits / named, 0.0)
     return (np.diff(hit_share, prepend=0.0) * precision).sum(1)
-
-
-@dataclass(frozen=True)
-class Bin:
-    """Clips whose confidence lies above ``low`` and up to ``high``; the means are 0 where there are none."""
-
-    low: float
-    high: float
-    count: int
-    confidence: float
-    accuracy: float
 
 
 def calibration_error(confidence: Array, right: NDArray[np.bool_]) -> Summed:
@@ -112,14 +97,26 @@ def find_bins(confidence: Array) -> NDArray[np.int64]:
 
 
 def compute_reliability(confidence: Array, right: NDArray[np.bool_]) -> list[dict[str, Any]]:
-    """Return the bins of a reliability diagram, as plain values."""
+    """Return the bins of a reliability diagram, as plain values.
+
+    Returns:
+        For each bin ``low`` and ``high``: its clips have confidences above ``low`` and up to ``high``; ``count``; and
+        the means ``confidence`` and ``accuracy``, 0 where there are no clips.
+    """
     place = find_bins(confidence)
     rows = []
     for index in range(BINS):
         in_bin = place == index
         count = int(in_bin.sum())
-        means = (float(x[in_bin].mean()) if count else 0.0 for x in (confidence, right.astype(np.float64)))
-        rows.append(asdict(Bin(index / BINS, (index + 1) / BINS, count, *means)))
+        rows.append(
+            {
+                "low": index / BINS,
+                "high": (index + 1) / BINS,
+                "count": count,
+                "confidence": float(confidence[in_bin].mean()) if count else 0.0,
+                "accuracy": float(right[in_bin].mean()) if count else 0.0,
+            }
+        )
     return rows
 
 

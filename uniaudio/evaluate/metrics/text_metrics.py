@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+from scipy.sparse import csr_array
 
 from uniaudio.data.template_file import Scoring
 from uniaudio.errors import UserError
@@ -128,9 +129,8 @@ def cider(answers: Sequence[str], references: References, tokenize: str = "words
     and stays so in resamples. For captions in English, so ``tokenize`` changes nothing.
 
     Raises:
-        UserError: when the extra is missing, or there is one clip only, in which nothing is rare.
+        UserError: when there is one clip only, in which nothing is rare.
     """
-    require_metric("cider")
     if len(answers) < 2:
         raise UserError(
             "scoring.metric: cider needs at least two clips, because it weights n-grams by their rarity"
@@ -153,17 +153,21 @@ def tag_precision(answers: Sequence[str], references: References, separator: str
         [{tag for tag in (part.strip() for part in text.split(separator)) if tag} for text in texts]
         for texts in ([group[0] for group in references], answers)
     )
-    tags = sorted(set().union(*truths))
-    rows = np.array(
-        [
-            [*(t in x and t in y for t in tags), *(t in y for t in tags), *(t in x for t in tags), True]
-            for x, y in zip(truths, named, strict=True)
-        ],
-        np.float64,
-    )
+    index = {tag: number for number, tag in enumerate(sorted(set().union(*truths)))}
+    tags, clips = len(index), len(truths)
+    # sparse, for there may be thousands of tags: of every clip those named rightly, those named, and those true
+    ones = [
+        (clip, part * tags + index[tag])
+        for clip, (true, given) in enumerate(zip(truths, named, strict=True))
+        for part, chosen in enumerate((true & given, given, true))
+        for tag in chosen
+        if tag in index
+    ]
+    ones += [(clip, 3 * tags) for clip in range(clips)]
+    rows = csr_array((np.ones(len(ones)), tuple(zip(*ones, strict=True))), shape=(clips, 3 * tags + 1))
 
     def value(sums: Array) -> Array:
-        both, answered, true = (sums[:, i * len(tags) : (i + 1) * len(tags)] for i in range(3))
+        both, answered, true = (sums[:, i * tags : (i + 1) * tags] for i in range(3))
         with np.errstate(invalid="ignore", divide="ignore"):
             hit_share, precision = both / true, np.where(answered > 0, both / answered, 0.0)
             each = hit_share * precision + (1 - hit_share) * true / sums[:, -1:]
@@ -172,16 +176,19 @@ def tag_precision(answers: Sequence[str], references: References, separator: str
     return Summed(rows, value)
 
 
-def require_metric(metric: str, tokenize: str = "auto") -> None:
-    """Refuse a metric whose package, or whose tokenizer of a language, is not installed.
+def require_metric(scoring: Scoring) -> None:
+    """Refuse a scoring for whose metric, or a companion of it, a package is not installed, or the tokenizer of its
+    language.
 
     Raises:
         UserError: naming the extra.
     """
-    if metric in PACKAGES:
-        require_package(PACKAGES[metric], f"scoring.metric: {metric}")
-    if metric == "bleu":
-        choose_bleu_tokenizer(tokenize)
+    names = COMPANIONS.get(scoring.metric, (scoring.metric,))
+    for name in names:
+        if name in PACKAGES:
+            require_package(PACKAGES[name], f"scoring.metric: {scoring.metric}")
+    if "bleu" in names:
+        choose_bleu_tokenizer(scoring.tokenize)
 
 
 TEXT_METRICS: dict[str, Callable[..., Summed]] = {
@@ -207,7 +214,7 @@ def measure_metric(answers: Sequence[str], references: References, scoring: Scor
         references: all right answers of every clip, at least one each.
 
     Raises:
-        UserError: when the metric needs an extra that is not installed.
+        UserError: where the metric cannot be had of these answers, see ``bleu`` and ``cider``.
     """
     if metric in CLASS_METRICS or metric == "accuracy":
         right = [is_right(a, r, scoring) for a, r in zip(answers, references, strict=True)]
