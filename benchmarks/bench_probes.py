@@ -22,7 +22,7 @@ from sklearn.neighbors import NearestNeighbors
 from transformers import WhisperFeatureExtractor
 
 from uniaudio.evaluate.embedding import embed_clips
-from uniaudio.evaluate.probing.clip_probes import KINDS, predict_knn, probe
+from uniaudio.evaluate.probing.clip_probes import Fold, predict_knn, probe_folds
 from uniaudio.model.encoders.whisper import WhisperAudioEncoder
 from uniaudio.types import SAMPLE_RATE
 
@@ -82,10 +82,11 @@ def probes(side: str, quick: bool) -> Callable[[], Any]:
     points = centres[labels] + 4 * rng.standard_normal((count, 768), dtype=np.float32)
     cut = count * 4 // 5
 
+    parts = (points[:cut], labels[:cut], points[cut:], labels[cut:])
+    fold = Fold(*map(torch.from_numpy, parts))
+
     def run() -> list[Any]:
-        return [
-            probe(points[:cut], labels[:cut], points[cut:], labels[cut:], 3, kinds=KINDS) for _ in range(sets)
-        ]
+        return [probe_folds([fold], CLASSES, 3) for _ in range(sets)]
 
     return run
 

@@ -10,7 +10,6 @@ from uniaudio.evaluate.probing.clip_probes import (
     ProbeSettings,
     SeedwiseLinear,
     predict_knn,
-    probe,
     probe_folds,
     train_probe,
 )
@@ -62,12 +61,16 @@ def test_probes_trained_together_equal_one_trained_alone():
         torch.testing.assert_close(together(x.expand(3, -1, -1))[0], alone(x), atol=1e-4, rtol=1e-4)
 
 
+def probe_split(*parts):
+    return probe_folds([Fold(*map(torch.from_numpy, parts))], 4, 3)
+
+
 def test_easy_sets_are_solved_and_noise_is_not():
     train, test = clusters(200, 0.3), clusters(80, 0.3, seed=1)
-    easy = probe(*train, *test)
+    easy = probe_split(*train, *test)
     assert min(easy[kind]["mean"] for kind in easy) > 0.97
     noise = np.random.default_rng(0).standard_normal((200, 16)).astype(np.float32)
-    blind = probe(noise, train[1], noise[:80][::-1].copy(), test[1])
+    blind = probe_split(noise, train[1], noise[:80][::-1].copy(), test[1])
     assert max(blind[kind]["mean"] for kind in blind) < 0.5
     assert blind["knn"]["std"] == pytest.approx(
         math.sqrt(blind["knn"]["mean"] * (1 - blind["knn"]["mean"]) / 80), rel=0.3

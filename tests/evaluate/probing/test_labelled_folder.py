@@ -1,12 +1,13 @@
 """Labelled folders: their manifests are read as those of training are."""
 
 import json
+from pathlib import Path
 
 import pytest
 from helpers.files import clip_bytes, write_tar
 
 from uniaudio.errors import UserError
-from uniaudio.evaluate.probing.labelled_folder import hold_folders
+from uniaudio.evaluate.probing.labelled_folder import hold_folders, parse_folders
 
 
 @pytest.fixture
@@ -104,3 +105,16 @@ def test_a_folder_without_manifest(folder):
         match=r"--data set=\S+: there is no \S+manifest\.jsonl \(nor manifest\.csv.* a suite \(--suite",
     ):
         read_folder(folder)
+
+
+def test_options_name_folders(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert parse_folders(["a=some/clips", "b=~/clips"]) == {
+        "a": Path("some/clips"),
+        "b": tmp_path / "clips",
+    }
+    for wrong in ("clips", "=clips", "a="):
+        with pytest.raises(UserError, match=rf"^--data {wrong}: write NAME=FOLDER$"):
+            parse_folders([wrong])
+    with pytest.raises(UserError, match="'a' is given twice"):
+        parse_folders(["a=x", "a=y"])

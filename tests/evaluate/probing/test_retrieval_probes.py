@@ -86,6 +86,14 @@ def test_ranking_score_equals_sorting(k):
     assert 0 < score < 1
 
 
+def test_an_encoder_that_tells_no_clips_apart_scores_by_chance():
+    audio, owner = torch.ones(4, 2, dtype=torch.float64), torch.tensor([0, 1, 1, 2, 3])
+    text = torch.tensor([[4, 1], [5, 5], [5, 6], [1, 4], [1, -4]], dtype=torch.float64)
+    # the first two texts of every clip are those of clip 1, and each text finds its clip among k of 4
+    assert score_ranking(audio, text, owner, 1) == pytest.approx((1 / 4 + 1 / 4) / 2)
+    assert score_ranking(audio, text, owner, 2) == pytest.approx((1 / 4 + 2 / 4) / 2)
+
+
 def test_the_contrastive_loss_equals_a_loop():
     rng = np.random.default_rng(0)
     audio, text = rng.standard_normal((2, 4, 5))

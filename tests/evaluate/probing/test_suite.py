@@ -30,6 +30,7 @@ from uniaudio.feature_cache import hash_model
 from uniaudio.model.encoders.whisper import WhisperAudioEncoder
 from uniaudio.ragged import Ragged
 from uniaudio.tiny.checkpoints import MAKERS, save_model
+from uniaudio.types import Encoded
 
 
 @pytest.fixture
@@ -96,6 +97,30 @@ def test_a_sample_of_the_clips_is_probed(tones):
     assert rows.numbers.tolist() == again.numbers.tolist() != list(range(8))
     assert [whole.answers[whole.numbers.tolist().index(n)] for n in rows.numbers] == list(rows.answers)
     assert len(the_task(tones, max_clips=10_000).answers) == len(whole.answers)
+
+
+def test_a_class_that_the_sample_leaves_out_of_training(tones):
+    rows = manifest_rows(tones)
+    for number, row in enumerate(rows):
+        row["label"] = str(number % 30)  # of which the test split has ten
+    write_manifest(tones, rows)
+    with pytest.raises(
+        UserError, match=r"does not occur in its training rows; raise max_clips, or leave it out"
+    ):
+        the_task(tones, max_clips=4)
+
+
+def test_folds_are_the_same_number_with_and_without_a_point(tones):
+    """A gap in a table makes floats of its numbers."""
+    rows = manifest_rows(tones)
+    for row in rows[::2]:
+        row["fold"] = float(row["fold"])
+    write_manifest(tones, rows)
+    assert {part: len(members) for part, members in the_task(tones, folds="fold").parts.items()} == {
+        "0": 14,
+        "1": 13,
+        "2": 13,
+    }
 
 
 def test_every_kind_of_task_from_file_to_scores(tones):
@@ -282,6 +307,41 @@ def test_the_digest_of_a_model_knows_its_feature_extractor(tmp_path):
     assert hash_model(load_encoder(str(tmp_path))) == plain
     ASTFeatureExtractor(mean=-5.0).save_pretrained(tmp_path)
     assert hash_model(load_encoder(str(tmp_path))) != plain
+
+
+def break_longest_clips(model: WhisperAudioEncoder) -> WhisperAudioEncoder:
+    """Let an encoder give NaN for clips of 0.7 s."""
+    compute = model.forward
+
+    def forward(audio, layers=False, masks=None):
+        lengths = audio.lengths.tolist()
+        frames = compute(audio, layers=layers, masks=masks).frames.rows()
+        rows = [row * float("nan") if n == 11200 else row for n, row in zip(lengths, frames, strict=True)]
+        return Encoded(Ragged.from_rows(rows))
+
+    model.forward = forward
+    return model
+
+
+@pytest.mark.parametrize("kind", ["clip", "frame", "retrieval"])
+@pytest.mark.parametrize("protocol", ["masked", "xares"])
+def test_embeddings_that_are_not_finite_are_refused(tones, monkeypatch, kind, protocol):
+    """A probe would name one class for all clips, and a retrieval probe would find all pairs right."""
+    name = write_suite(tones, {"tone": {"kind": kind, "encode": 1}}, text_model=tiny_bert(tones / "bert"))
+    model = break_longest_clips(encoder())
+    monkeypatch.setattr(probing, "load_encoder", lambda spec, trust, keep_frames: model)
+    message = (
+        r"whisper: task tone: embeddings of 4 of 40 clips are not finite .* such as those of 8\.wav; leave"
+    )
+    for _ in range(2):  # the second time they come from the cache
+        with pytest.raises(UserError, match=message):
+            run_probe([str(tones / "whisper")], suite=name, protocol=protocol, seeds=1)
+
+
+def test_held_clips_with_embeddings_that_are_not_finite_are_refused(tones):
+    (rows,) = hold_folders({"tone": Path("tones")}, print)
+    with pytest.raises(UserError, match=r"task tone: embeddings of 4 of 40 clips are not finite"):
+        probe_held(break_longest_clips(encoder()), [rows], 1)
 
 
 def test_a_suite_inherits_and_drops_tasks(tones):

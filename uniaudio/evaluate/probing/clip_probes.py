@@ -7,9 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -165,21 +163,6 @@ def vote(train_x: Tensor, train_y: Tensor, test_x: Tensor, classes: int, block: 
         votes = weights.new_zeros(len(rows), classes).scatter_add(1, train_y[nearest], weights)
         guesses.append(votes.argmax(1))
     return torch.cat(guesses)
-
-
-def probe(
-    train_x: NDArray[np.float32],
-    train_y: NDArray[np.int64],
-    test_x: NDArray[np.float32],
-    test_y: NDArray[np.int64],
-    seeds: int = 3,
-    settings: ProbeSettings = ProbeSettings(),
-    kinds: Sequence[str] = KINDS,
-) -> ProbeScores:
-    """Return the test scores of each probe of one split; see ``probe_folds``."""
-    fold = Fold(*(torch.from_numpy(array) for array in (train_x, train_y, test_x, test_y)))
-    classes = int(max(train_y.max(), test_y.max())) + 1
-    return probe_folds([fold], classes, seeds, settings, kinds)
 
 
 def probe_folds(

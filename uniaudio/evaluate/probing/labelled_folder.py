@@ -61,19 +61,19 @@ def hold_folders(
 
 
 def parse_folders(items: Iterable[str]) -> dict[str, Path]:
-    """Read options of the form ``NAME=FOLDER``.
+    """Read options of the form ``NAME=FOLDER``; few shells replace a ``~`` behind the sign.
 
     Raises:
         UserError: when one has another form, or a name is given twice.
     """
     folders: dict[str, Path] = {}
     for item in items:
-        name, equals, folder = item.partition("=")
-        if not equals:
+        name, _, folder = item.partition("=")
+        if not (name and folder):
             raise UserError(f"--data {item}: write NAME=FOLDER")
         if name in folders:
             raise UserError(f"--data {item}: the name '{name}' is given twice")
-        folders[name] = Path(folder)
+        folders[name] = Path(folder).expanduser()
     return folders
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoModel, AutoTokenizer
 
-from uniaudio.errors import UserError
+from uniaudio.errors import UserError, convert_to_user_error
 from uniaudio.evaluate.probing.task_embeddings import Embedded, Protocol
 from uniaudio.evaluate.probing.task_rows import Indices, TaskRows
 from uniaudio.evaluate.probing.xares import score_over_seeds, train_sgd_probe
@@ -27,25 +27,25 @@ BATCH = 64  # texts read at a time, of similar length
 
 
 class TextModel:
-    """A tokenizer and, when vectors are asked for, its model.
+    """A tokenizer and, where texts become vectors, its model.
 
     Args:
-        path: folder, or name on the Hub.
+        path: folder, or name on the Hub. has_weights: whether ``vectors`` is needed.
 
     Raises:
-        UserError: when there is no such folder, or no tokenizer in it.
+        UserError: when there is no such folder, tokenizer or weights cannot be read, or the model needs more than text.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, has_weights: bool = True) -> None:
         self.path = path
         if path.startswith((".", "/", "~")) and not Path(path).expanduser().is_dir():
             raise UserError(f"text_model: there is no folder {path}")
-        try:
+        with convert_to_user_error(f"text_model: {path} holds no tokenizer that can be read"):
             self.tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-        except (OSError, ValueError) as problem:
-            raise UserError(
-                f"text_model: {path} holds no tokenizer that can be read ({problem})"
-            ) from problem
+        self.known: dict[tuple[str, ...], Tensor] = {}  # the vectors of the texts of every task
+        if has_weights:
+            self.model = load_text_weights(path)
+            self.vectors(["a"])  # what it cannot do shows before any clip is read
 
     def ids(self, texts: Sequence[str]) -> Ragged:
         """Return the token ids of texts, special tokens of the model included: ``[T_total]`` int64."""
@@ -53,29 +53,53 @@ class TextModel:
         token_ids = self.tokenizer(list(texts), truncation=True, max_length=limit)["input_ids"]
         return Ragged.from_rows([torch.tensor(ids, dtype=torch.int64) for ids in token_ids])
 
-    @torch.no_grad()
     def vectors(self, texts: Sequence[str]) -> Tensor:
         """Return the mean of the last hidden states over the tokens of each text: ``[T, D]`` float32.
 
-        Raises:
-            UserError: when the weights cannot be read.
+        They are computed once: every model, and every layer of it, is probed with the same.
         """
-        try:
-            model = AutoModel.from_pretrained(
-                self.path, config=read_stock_config(self.path), trust_remote_code=False, use_safetensors=True
-            )
-        except (OSError, ValueError) as problem:
-            raise UserError(f"text_model: {self.path} cannot be loaded ({problem})") from problem
-        model = model.eval().float()
+        key = tuple(texts)
+        if key not in self.known:
+            with convert_to_user_error(
+                f"text_model: {self.path} cannot encode texts", "name an encoder of text, such as BERT"
+            ):
+                self.known[key] = self.encode(texts)
+        return self.known[key]
+
+    @torch.no_grad()
+    def encode(self, texts: Sequence[str]) -> Tensor:
+        """Compute what ``vectors`` returns."""
         ids = self.ids(texts)
         order = ids.lengths.argsort(stable=True)
         vectors: list[Tensor] = []
         for chosen in order.split(BATCH):
             part = ids.select(chosen)
             padded, mask = part.pad()  # what is padded with does not matter: it is masked
-            states = model(input_ids=padded, attention_mask=mask.long()).last_hidden_state
+            states = self.model(input_ids=padded, attention_mask=mask.long()).last_hidden_state
             vectors.extend((states * mask[..., None]).sum(1) / part.lengths[:, None])
         return torch.stack(vectors)[order.argsort()]
+
+
+def load_text_weights(path: str) -> nn.Module:
+    """Return a frozen text model in float32.
+
+    Raises:
+        UserError: when the weights cannot be read, or some that the last hidden states need are missing.
+    """
+    with convert_to_user_error(f"text_model: {path} cannot be loaded"):
+        model, report = AutoModel.from_pretrained(
+            path,
+            config=read_stock_config(path),
+            trust_remote_code=False,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+    # the pooler, which many checkpoints lack, stands behind the hidden states
+    missing = sorted(name for name in report["missing_keys"] if not name.startswith("pooler."))
+    if missing:
+        raise UserError(f"text_model: {path} lacks weights of {type(model).__name__}, such as {missing[0]}")
+    frozen: nn.Module = model.eval().float()
+    return frozen
 
 
 class Pairing(nn.Module):
@@ -158,6 +182,9 @@ def build_two_layers(width: int) -> nn.Sequential:
 def score_ranking(audio: Tensor, text: Tensor, owner: Tensor, k: int) -> float:
     """Return the mean of two shares: clips with a text of theirs among the k most similar, texts with their clip there.
 
+    Texts that are as similar to a clip as its own are taken for the same text. Of clips that are as similar to a text
+    as its own, any may come first: the text counts with the probability that its own is among the k.
+
     Args:
         audio: ``[C, W]``. text: ``[T, W]``. owner: ``[T]`` int64, the clip of each text; every clip has one.
     """
@@ -166,7 +193,8 @@ def score_ranking(audio: Tensor, text: Tensor, owner: Tensor, k: int) -> float:
     best = similarity.masked_fill(~is_pair, -torch.inf).amax(1)  # the best of a clip's own texts
     clips = ((similarity > best[:, None]).sum(1) < k).double().mean()
     right = similarity[owner, torch.arange(len(text))]
-    texts = ((similarity > right).sum(0) < k).double().mean()
+    above, equal = (similarity > right).sum(0), (similarity == right).sum(0)
+    texts = ((k - above) / equal).clamp(0, 1).double().mean()
     return float((clips + texts) / 2)
 
 

@@ -20,13 +20,20 @@ from torch import Tensor
 
 from uniaudio.console import WorkProgress, format_number
 from uniaudio.data.audio import ADVICE
+from uniaudio.errors import prefix_user_errors
 from uniaudio.evaluate.probing.class_scores import ProbeScores
 from uniaudio.evaluate.probing.clip_probes import KINDS, Fold, ProbeKind, probe_folds
 from uniaudio.evaluate.probing.frame_probes import score_frames
 from uniaudio.evaluate.probing.placeholder_classes import count_placeholders
 from uniaudio.evaluate.probing.retrieval_probes import TextModel, score_retrieval
 from uniaudio.evaluate.probing.suite import Suite
-from uniaudio.evaluate.probing.task_embeddings import Embedded, Protocol, embed_task, encode_task
+from uniaudio.evaluate.probing.task_embeddings import (
+    Embedded,
+    Protocol,
+    embed_task,
+    encode_task,
+    require_finite,
+)
 from uniaudio.evaluate.probing.task_rows import Indices, TaskRows, hash_contents, read_task
 from uniaudio.evaluate.probing.xares import XaresFold, score_xares_folds
 from uniaudio.feature_cache import hash_model
@@ -84,10 +91,14 @@ def probe_held(
 
     Returns:
         The scores by the name of the task.
+
+    Raises:
+        UserError: for embeddings that are not finite.
     """
     scores = {}
     for rows in tasks:
         (embedded,), _ = encode_task(encoder, rows, "masked")
+        require_finite(rows, [embedded])
         task = rows.task.model_copy(update={"probes": tuple(kinds)})
         scores[rows.name] = score_task(
             replace(rows, task=task), embedded, encoder.frame_rate, "masked", seeds
@@ -140,9 +151,14 @@ def run_suite(
 
     Returns:
         What ``uniaudio probe --suite`` writes, see docs/evaluation-probes.md.
+
+    Raises:
+        UserError: as ``embed_task``; for embeddings that are not finite; where the text model cannot be loaded.
     """
     retrieves = any(rows.task.kind == "retrieval" for rows in tasks)
-    reader = TextModel(suite.text_model) if suite.text_model is not None and retrieves else None
+    reader = None
+    if suite.text_model is not None and retrieves:
+        reader = TextModel(suite.text_model, has_weights=protocol == "masked")
     digests = {name: hash_model(encoder) for name, encoder in encoders.items()}
     data = {rows.name: hash_contents(rows.rows()) for rows in tasks}
     swept: dict[str, dict[str, list[ProbeScores]]] = {}
@@ -156,6 +172,8 @@ def run_suite(
                 usable, states = embed_task(
                     encoder, digests[model], rows, data[rows.name], protocol, layers, bars.count_clips
                 )
+                with prefix_user_errors(model):
+                    require_finite(usable, states)
                 swept[rows.name][model] = [
                     score_task(usable, state, encoder.frame_rate, protocol, seeds, reader) for state in states
                 ]

@@ -6,6 +6,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
+from itertools import islice
 from pathlib import Path
 from typing import Literal
 
@@ -56,6 +57,26 @@ class Embedded:
         wanted = torch.zeros(int(self.owner.max()) + 1, dtype=torch.bool)
         wanted[torch.from_numpy(rows)] = True
         return wanted[self.owner].nonzero()[:, 0]
+
+    def list_broken_rows(self) -> list[int]:
+        """Return the rows with values that are not finite, each once and in order."""
+        pieces = torch.repeat_interleave(self.lengths)  # of every vector or frame
+        return sorted({*self.owner[pieces[~self.values.isfinite().all(1)]].tolist()})
+
+
+def require_finite(rows: TaskRows, states: Sequence[Embedded]) -> None:
+    """Refuse embeddings that are not finite: with them, a probe names one class for all clips, and all pairs match.
+
+    Raises:
+        UserError: naming a clip.
+    """
+    for state in states:
+        if broken := state.list_broken_rows():
+            row = next(islice(rows.rows(), broken[0], None))
+            raise UserError(
+                f"task {rows.name}: embeddings of {len(broken):,} of {len(rows.answers):,} clips are not finite (NaN "
+                f"or infinite), such as those of {row.key}; leave these clips out, or probe another model"
+            )
 
 
 def embed_task(

@@ -226,7 +226,7 @@ def read_answer(task: TaskFile, card: DatasetCard, split: str, row: Row) -> tupl
         fields = card.fields(row.columns)
         part = split
         if isinstance(task.folds, str):
-            part = str(read_column(fields, task.folds))
+            part = format_class(read_column(fields, task.folds), task.folds)
             if not part.strip():
                 raise RowError("missing column", f"'{task.folds}' has no value")
         if task.split_column is not None:
@@ -291,9 +291,10 @@ def check_labels(rows: TaskRows, where: str) -> None:
             seen = {rows.answers[i] for i in trial.train}
             unseen = sorted({rows.answers[i] for i in trial.test} - seen)
             if unseen:
+                sampled = "" if rows.task.max_clips is None else "; raise max_clips, or leave it out"
                 raise UserError(
                     f"{where}: the test label '{unseen[0]}' does not occur in its training rows"
-                    f"{describe_first_skip(rows.skipped)}"
+                    f"{sampled}{describe_first_skip(rows.skipped)}"
                 )
 
 
