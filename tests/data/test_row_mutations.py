@@ -22,7 +22,7 @@ from uniaudio.data.recipe import load_recipe
 from uniaudio.data.segment import SegmentColumns
 from uniaudio.data.sources.source_kinds import open_source
 from uniaudio.errors import RowError, UserError
-from uniaudio.evaluate.generation.predictions import PredictionSettings, iterate_question_chunks
+from uniaudio.evaluate.generation.predictions import Answers, PredictionSettings, iterate_question_chunks
 from uniaudio.tiny.recipe_texts import collect_recipe_texts
 
 ROWS = 24  # of a manifest
@@ -104,11 +104,12 @@ def evaluate_once(recipe, format):
         for limit in (None, 5):
             settings = PredictionSettings(max_new_tokens=8, batch_seconds=60.0)
             examples = open_examples(entry, limit)
-            skips = []
-            chunks = iterate_question_chunks(examples, format, settings, lambda n: n // 1280 + 1, skips)
+            answers = Answers()
+            chunks = iterate_question_chunks(examples, format, settings, lambda n: n // 1280 + 1, answers)
             usable = sum(map(len, chunks))
-            check_skips(skip for _, skip in skips)
-            assert usable + len(skips) == examples.size
+            check_skips(skip for _, skip in answers.skips)
+            assert usable == answers.questions
+            assert usable + len(answers.skips) == examples.size
 
 
 def try_tools(recipe, out):

@@ -351,6 +351,21 @@ def test_windows_whose_answers_are_joined_have_no_loss(model_and_set):
     build_answers_table({"set": cut})
 
 
+def test_a_process_without_rows_refuses_nothing_that_others_can_use(model_and_set, monkeypatch):
+    """Ten rows in windows whose answers are joined, so that there is no loss either, and eleven processes."""
+    model, format, examples = model_and_set
+    cut = cut_examples(examples, "wer", labels=None)
+    cut = replace(cut, entry=replace(cut.entry, long_clips=LongClips("windows", 0.1)))
+    parts = []
+    monkeypatch.setattr(predictions, "world_size", lambda: 11)
+    monkeypatch.setattr(predictions, "gather_objects", lambda loaded: parts.append(loaded) or list(parts))
+    for index in (0, 10):
+        monkeypatch.setattr(predictions, "rank", lambda index=index: index)
+        assert answer_loss(model, format, cut, settings(shared=True)) == (0.0, 0)
+    assert parts[0].questions > 1
+    assert parts[1].questions == 0
+
+
 @pytest.mark.parametrize(
     ("reach", "longest", "seconds"),
     [(30.0, None, 30.0), (2.0, None, 30.0), (10.0, 45.0, 45.0), (None, 20.0, 600.0)],

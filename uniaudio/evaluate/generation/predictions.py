@@ -91,12 +91,14 @@ class Answers:
         skips: (place, reason) of rows that could not be used.
         loss: summed over the tokens of the first right answers. tokens: their number. Both without windows whose
             answers are joined: none of them is to give the whole answer.
+        questions: how many could be used.
     """
 
     answered: list[Prediction] = field(default_factory=list)
     skips: list[tuple[int, Skip]] = field(default_factory=list)
     loss: float = 0.0
     tokens: int = 0
+    questions: int = 0
 
 
 def iterate_question_chunks(
@@ -104,20 +106,21 @@ def iterate_question_chunks(
     format: ChatFormat,
     settings: PredictionSettings,
     count_slots: Callable[[int], int],
-    skips: list[tuple[int, Skip]],
+    answers: Answers,
     longest: str | None = None,
 ) -> Iterator[list[Question]]:
     """Read this process's rows of an evaluation set and yield those that can be asked, ``CHUNK_SECONDS`` at a time.
 
     Args:
-        count_slots: audio tokens of a clip of so many samples. skips: takes up the rows that cannot be asked.
+        count_slots: audio tokens of a clip of so many samples.
+        answers: takes up the rows that cannot be asked, and the number of questions that can.
         longest: the label of most tokens, where all labels are scored.
     """
     chunk: list[Question] = []
     seconds = 0.0
     for place, item in iterate_examples(examples, settings.window_seconds, settings.share):
         if isinstance(item, Skip):
-            skips.append((place, item))
+            answers.skips.append((place, item))
             continue
         example, references = item
         try:
@@ -127,9 +130,10 @@ def iterate_question_chunks(
             for text in references:
                 format.check_data_text(text)
         except RowError as problem:
-            skips.append((place, Skip.of(examples.entry.dataset.name, example.id, problem)))
+            answers.skips.append((place, Skip.of(examples.entry.dataset.name, example.id, problem)))
             continue
         chunk.append(Question(place, example, references))
+        answers.questions += 1
         seconds += sum(map(len, example.clips)) / SAMPLE_RATE
         if seconds > CHUNK_SECONDS:
             yield chunk
@@ -151,6 +155,7 @@ def gather_answers(local: Answers, settings: PredictionSettings) -> Answers:
         sorted(skips.items(), key=lambda item: item[0]),
         sum(part.loss for part in parts),
         sum(part.tokens for part in parts),
+        sum(part.questions for part in parts),
     )
 
 
@@ -219,9 +224,7 @@ def predict_entry(
         done.update(places)
         advance(len(done) - before)
 
-    for usable in iterate_question_chunks(
-        examples, format, settings, model.count_slots, local.skips, longest
-    ):
+    for usable in iterate_question_chunks(examples, format, settings, model.count_slots, local, longest):
         count_rows(place for place, _ in local.skips)
         for indices in batch_questions(
             usable, settings.batch_seconds, 0 if labels is None else len(labels.values)
@@ -299,12 +302,10 @@ def answer_loss(
     Every process must call it; with ``settings.shared`` each reads its share.
     """
     local = Answers()
-    rows = 0
-    for usable in iterate_question_chunks(examples, format, settings, model.count_slots, local.skips):
-        rows += len(usable)
+    for usable in iterate_question_chunks(examples, format, settings, model.count_slots, local):
         for indices in batch_questions(usable, settings.batch_seconds):
             add_loss(model, format, [usable[i].example for i in indices], examples.entry.template, local)
     whole = gather_answers(local, settings)
-    if not whole.tokens and not rows:
+    if not whole.questions:
         raise_no_row(examples, whole)
     return whole.loss, whole.tokens
