@@ -17,6 +17,10 @@ TONE = 0.3 * np.sin(np.arange(8000) / 10)
 
 
 def notes(folder, columns, wave, **settings):
+    return look_at_first_rows(folder, columns, wave, settings, {}).notes
+
+
+def look_at_first_rows(folder, columns, wave, card_keys, template_keys):
     for number in range(6):
         soundfile.write(folder / f"{number}.wav", wave, 16000)
     rows = [{"audio": f"{number}.wav", "label": "a", **columns} for number in range(6)]
@@ -26,7 +30,7 @@ def notes(folder, columns, wave, **settings):
         "load": {"jsonl": "m.jsonl"},
         "license": "CC0",
         "splits": {"train": {}},
-        **settings,
+        **card_keys,
     }
     (folder / "d.yaml").write_text(yaml.safe_dump(card))
     template = {
@@ -35,8 +39,9 @@ def notes(folder, columns, wave, **settings):
         "inputs": ["label"],
         "prompts": ["<audio>?"],
         "target": "{{ label }}",
+        "scoring": {"metric": "accuracy"},
+        **template_keys,
     }
-    template["scoring"] = {"metric": "accuracy"}
     (folder / "t.yaml").write_text(yaml.safe_dump(template))
     entry = EvalEntry(
         dataset=load_card(str(folder / "d.yaml")),
@@ -45,7 +50,7 @@ def notes(folder, columns, wave, **settings):
         constants={},
         max_examples=None,
     )
-    return check_entry(entry).notes
+    return check_entry(entry)
 
 
 def test_clips_whose_channels_cancel_are_noted(tmp_path):
@@ -79,3 +84,24 @@ def test_columns_with_times_that_nothing_uses_are_noted(tmp_path):
     assert notes(tmp_path, {"begin": 0.1, "stop": 0.2}, TONE, segment={"start": "begin", "end": "stop"}) == ()
     assert notes(tmp_path, {"start": 0.1, "end": 0.2}, TONE) == ()  # taken as times without a word
     assert notes(tmp_path, {"offset": 0.1, "duration": 0.2}, TONE) == ()
+
+
+def test_labels_that_scoring_makes_the_same_are_noted(tmp_path):
+    def look(labels, how):
+        template = {"labels": labels, "scoring": {"metric": "accuracy", "normalize": how}}
+        return look_at_first_rows(tmp_path, {}, TONE, {}, template).notes
+
+    keys = ["a", "C", "C#", "D", "d"]
+    assert look(keys, "words") == (
+        "scoring.normalize: words of template t makes labels the same: C, C#, so an answer with one of them counts as "
+        "the other; set it to lowercase or none",
+    )
+    (note,) = look([*keys, "+", "-", "?"], "whisper")
+    assert "makes labels the same: C, C# (and 1 more), so" in note
+    assert look(keys, "lowercase") == ()  # case alone is reported with all rows
+
+
+def test_characters_are_words_in_scripts_without_blanks(tmp_path):
+    for label, words in (("two words", 2), ("今天天气好", 5)):
+        seen = look_at_first_rows(tmp_path, {"label": label}, TONE, {}, {})
+        assert seen.answer_words == words

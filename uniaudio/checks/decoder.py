@@ -11,6 +11,7 @@ from pathlib import Path
 from transformers import PretrainedConfig, PreTrainedModel, WhisperConfig
 
 from uniaudio.build.model import load_tokenizer, read_decoder_config
+from uniaudio.checks.first_rows import ROWS_READ
 from uniaudio.config.run import RunConfig
 from uniaudio.data.chat_markup import TRANSCRIPT
 from uniaudio.data.long_clips import read_row_seconds
@@ -21,8 +22,6 @@ from uniaudio.data.sources.base import Row
 from uniaudio.errors import RowError, UserError
 from uniaudio.model.decoder_limits import build_on_meta, find_position_limit
 from uniaudio.model.depth_injection import find_stock_layers, refuse_missing_layers
-
-ROWS_READ = 20  # of every source
 
 
 @dataclass(frozen=True)

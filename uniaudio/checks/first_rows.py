@@ -21,6 +21,8 @@ from uniaudio.data.sources.folder_walk import describe_left_out
 from uniaudio.data.template import Template
 from uniaudio.data.template_file import JOINED_METRICS
 from uniaudio.errors import RowError, UserError
+from uniaudio.evaluate.metrics.normalization import normalize_text
+from uniaudio.evaluate.metrics.tokenization import separate_units
 from uniaudio.types import SAMPLE_RATE
 
 TOKENS_PER_WORD = 1.5
@@ -85,6 +87,7 @@ def check_entry(entry: RecipeEntry, longest: float = math.inf) -> CheckedEntry:
         refuse_missing_columns(rows, entry, template)
         rendered.append(render_rows(read, entry, template, longest))
         notes += note_class_numbers(template, [answer for _, answer in rendered[-1]])
+        notes += note_labels_scored_as_one(template)
         notes += note_time_columns(rows, entry.dataset, template)
     notes += note_odd_clips(rows, SECONDS_DECODED)
     notes += note_cut_answers(entry)
@@ -94,7 +97,7 @@ def check_entry(entry: RecipeEntry, longest: float = math.inf) -> CheckedEntry:
         entry.split,
         source.size,
         fmean(seconds for seconds, _ in rendered[0]),
-        sum(fmean(len(answer.split()) for _, answer in usable) for usable in rendered),
+        sum(fmean(count_words(answer) for _, answer in usable) for usable in rendered),
         tuple(dict.fromkeys(notes)),
         entry.long_clips is not None and entry.long_clips.how != "skip",
         ", ".join(str(len(labels)) if labels else "open" for labels in entry.label_sets),
@@ -241,6 +244,11 @@ def note_odd_clips(rows: Sequence[Row], seconds: float) -> list[str]:
     return notes
 
 
+def count_words(text: str) -> int:
+    """Return the words of a text; in scripts without blanks between words, its characters."""
+    return len(separate_units(text, "auto").split())
+
+
 def note_class_numbers(template: Template, answers: Sequence[str]) -> list[str]:
     """Return a line about answers that may be numbers of classes."""
     if template.labels is not None or not all(answer.strip().isdigit() for answer in answers):
@@ -249,6 +257,21 @@ def note_class_numbers(template: Template, answers: Sequence[str]) -> list[str]:
     return [
         f"all answers seen are whole numbers ({shown}); if they are class numbers, map them to "
         "names under `columns` in the card"
+    ]
+
+
+def note_labels_scored_as_one(template: Template) -> list[str]:
+    """Return a line about labels that differ in more than their case, and are the same when answers are scored."""
+    groups: dict[str, list[str]] = {}
+    for label in template.labels or ():
+        groups.setdefault(normalize_text(label, template.scoring.normalize), []).append(label)
+    equal = [group for group in groups.values() if len({label.lower() for label in group}) > 1]
+    if not equal:
+        return []
+    more = f" (and {len(equal) - 1:,} more)" if len(equal) > 1 else ""
+    return [
+        f"scoring.normalize: {template.scoring.normalize} of template {template.task} makes labels the same: "
+        f"{', '.join(equal[0])}{more}, so an answer with one of them counts as the other; set it to lowercase or none"
     ]
 
 
