@@ -14,10 +14,11 @@ from uniaudio.build.model import load_tokenizer, read_decoder_config
 from uniaudio.checks.first_rows import ROWS_READ
 from uniaudio.config.run import RunConfig
 from uniaudio.data.chat_markup import TRANSCRIPT
-from uniaudio.data.long_clips import read_row_seconds
+from uniaudio.data.eval_examples import LONGEST_CLIP
+from uniaudio.data.long_clips import list_training_pieces
 from uniaudio.data.prompt_tokens import ChatFormat
 from uniaudio.data.recipe import Recipe
-from uniaudio.data.recipe_entries import open_entry
+from uniaudio.data.recipe_entries import Entry, EvalEntry, RecipeEntry, open_entry
 from uniaudio.data.sources.base import Row
 from uniaudio.errors import RowError, UserError
 from uniaudio.model.decoder_limits import build_on_meta, find_position_limit
@@ -87,11 +88,15 @@ def count_layer_parameters(lm: PreTrainedModel) -> int:
     return sum(parameter.numel() for parameter in lm.parameters() if id(parameter) not in outside)
 
 
-def check_questions(format: ChatFormat, recipe: Recipe, tokens_of: Callable[[float], float]) -> list[str]:
+def check_questions(
+    format: ChatFormat, recipe: Recipe, tokens_of: Callable[[float], float], longest: float, window: float
+) -> list[str]:
     """Make the ids of the first rows of every entry, and return a sentence for each entry that loses some of them.
 
     Args:
         tokens_of: audio tokens of a clip of so many seconds, about.
+        longest: seconds of the longest clip that is trained on.
+        window: seconds of the windows of evaluation sets, where `long_clips` does not say.
 
     Raises:
         UserError: when an entry loses all of them.
@@ -106,11 +111,14 @@ def check_questions(format: ChatFormat, recipe: Recipe, tokens_of: Callable[[flo
             for template in entry.templates:
                 try:
                     rendered = entry.render_question(row, template)
+                    audio = max(
+                        round(sum(map(tokens_of, piece)))
+                        for piece in list_pieces(entry, row, longest, window)
+                    )
                 except RowError:
                     continue  # of what rows say, all are looked at elsewhere
                 tried += 1
                 try:
-                    audio = round(sum(map(tokens_of, read_row_seconds(row))))
                     format.check_question(rendered.prompt, rendered.answer, audio)
                 except RowError as problem:
                     first = first or f"{row.key}: {problem}"
@@ -123,3 +131,20 @@ def check_questions(format: ChatFormat, recipe: Recipe, tokens_of: Callable[[flo
             counts = ", ".join(f"{count} {reason}" for reason, count in problems.items())
             notes.append(f"{entry.name}: of the first {tried} questions are skipped: {counts} ({first})")
     return notes
+
+
+def list_pieces(entry: RecipeEntry, row: Row, longest: float, window: float) -> list[list[float]]:
+    """Return the seconds of all clips of what is read of a row at a time: the row, its crop, or each of its windows.
+
+    Args:
+        longest, window: see ``check_questions``.
+
+    Raises:
+        RowError: when the row cannot be used, such as for its length.
+    """
+    if isinstance(entry, Entry):
+        long_clips = entry.choose_long_clips(longest, entry.name)
+    else:
+        assert isinstance(entry, EvalEntry)
+        long_clips, longest = entry.choose_long_clips(window), LONGEST_CLIP
+    return [seconds for _, seconds in list_training_pieces(row, long_clips, longest)]

@@ -31,6 +31,7 @@ from uniaudio.checks.stages import (
     sketch_parts,
     sketch_stages,
 )
+from uniaudio.commands.evaluate import SHORTEST_WINDOW
 from uniaudio.config.run import RunConfig
 from uniaudio.config.stages import Stage
 from uniaudio.console import WorkProgress, make_console
@@ -111,7 +112,11 @@ def check_rows(
         check_budget(config, stage, pairings)
         if decoder is not None and decoder.format is not None:
             for note in check_questions(
-                decoder.format, recipe, lambda seconds: estimate_audio_tokens(config, seconds)
+                decoder.format,
+                recipe,
+                lambda seconds: estimate_audio_tokens(config, seconds),
+                longest,
+                max(SHORTEST_WINDOW, config.data.max_seconds or 0.0),
             ):
                 print_problem(note, console)
         check_all_rows(config, stage, recipe, console)
