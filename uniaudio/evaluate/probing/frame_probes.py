@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from uniaudio.evaluate.probing.class_scores import ProbeScores
 from uniaudio.evaluate.probing.task_answers import Event
 from uniaudio.evaluate.probing.task_embeddings import Embedded, Protocol
 from uniaudio.evaluate.probing.task_rows import Indices, TaskRows
@@ -180,7 +181,7 @@ class FrameTask:
 
 def score_frames(
     rows: TaskRows, embedded: Embedded, rate: float, protocol: Protocol, seeds: int
-) -> dict[str, dict[str, float]]:
+) -> ProbeScores:
     """Train LayerNorm + Linear on single frames and return ``{"linear": {"mean", "std"}}``, the mean over folds.
 
     Clips are drawn in batches; the loss is the mean over their frames. ``std`` is over seeds.
@@ -189,7 +190,7 @@ def score_frames(
     return score_over_seeds(lambda number: score_frame_trial(data, number), len(rows.trials), seeds)
 
 
-def score_frame_trial(data: FrameTask, number: int) -> float:
+def score_frame_trial(data: FrameTask, number: int) -> dict[str, float]:
     """Train and test the probe of one trial; random numbers come from torch's own generator."""
     trial, task = data.rows.trials[number], data.rows.task
     probe = build_linear_probe(data.frames.values.shape[1], len(data.classes))
@@ -203,4 +204,4 @@ def score_frame_trial(data: FrameTask, number: int) -> float:
         lambda clips: data.loss(probe, train[clips]),
         (lambda: data.score(probe, chooses)) if data.protocol == "xares" else None,
     )
-    return data.score(probe, trial.test)
+    return {task.score_metric: data.score(probe, trial.test)}

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from transformers import AutoModel, AutoTokenizer
 
 from uniaudio.errors import UserError, convert_to_user_error
+from uniaudio.evaluate.probing.class_scores import ProbeScores
 from uniaudio.evaluate.probing.task_embeddings import Embedded, Protocol
 from uniaudio.evaluate.probing.task_rows import Indices, TaskRows
 from uniaudio.evaluate.probing.xares import score_over_seeds, train_sgd_probe
@@ -57,6 +58,9 @@ class TextModel:
         """Return the mean of the last hidden states over the tokens of each text: ``[T, D]`` float32.
 
         They are computed once: every model, and every layer of it, is probed with the same.
+
+        Raises:
+            UserError: when the model needs more than text.
         """
         key = tuple(texts)
         if key not in self.known:
@@ -235,13 +239,13 @@ class RetrievalTask:
 
 def score_retrieval(
     rows: TaskRows, embedded: Embedded, reader: TextModel, protocol: Protocol, seeds: int
-) -> dict[str, dict[str, float]]:
+) -> ProbeScores:
     """Train the pairing and return recall@1, the mean over folds: ``{"linear": {"mean", "std"}}``, std over seeds."""
     data = RetrievalTask(rows, embedded, reader, protocol)
     return score_over_seeds(lambda number: score_retrieval_trial(data, number), len(rows.trials), seeds)
 
 
-def score_retrieval_trial(data: RetrievalTask, number: int) -> float:
+def score_retrieval_trial(data: RetrievalTask, number: int) -> dict[str, float]:
     """Train and test the probe of one trial; random numbers come from torch's own generator."""
     trial, task = data.rows.trials[number], data.rows.task
     probe = data.pairing()
@@ -255,4 +259,4 @@ def score_retrieval_trial(data: RetrievalTask, number: int) -> float:
         lambda pairs: probe.loss(data.x[pieces[pairs]], texts[pairs]),
         (lambda: data.score(probe, chooses)) if data.protocol == "xares" else None,
     )
-    return data.score(probe, trial.test)
+    return {task.score_metric: data.score(probe, trial.test)}

@@ -77,19 +77,27 @@ def train_sgd_probe(
 
 
 def score_over_seeds(
-    score_trial: Callable[[int], float], trials: int, seeds: int
-) -> dict[str, dict[str, float]]:
-    """Return ``{"linear": {"mean", "std"}}``: the mean over trials, and its mean and spread over the seeds 42, 43 ...
+    score_trial: Callable[[int], dict[str, float]], trials: int, seeds: int, metric: str | None = None
+) -> ProbeScores:
+    """Return the scores of the probe "linear": the mean over trials, and its mean and spread over the seeds 42, 43 ...
+
+    The random numbers of all trials come from one generator, in their order.
 
     Args:
-        score_trial: trains and tests the probe of one trial; its random numbers come from torch's own generator.
+        score_trial: trains and tests the probe of a trial, with random numbers from torch's own generator, and returns
+            its scores by metric.
+        metric: see ``summarize_scores``.
     """
     by_seed = []
     for seed in range(SEED, SEED + seeds):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            by_seed.append(np.mean([score_trial(number) for number in range(trials)]))
-    return {"linear": {"mean": float(np.mean(by_seed)), "std": float(np.std(by_seed))}}
+            by_seed.append([score_trial(number) for number in range(trials)])
+    spreads = {}
+    for name in by_seed[0][0]:
+        means = [np.mean([scores[name] for scores in of_trials]) for of_trials in by_seed]
+        spreads[name] = {"mean": float(np.mean(means)), "std": float(np.std(means))}
+    return {"linear": summarize_scores(spreads, metric)}
 
 
 @dataclass(frozen=True)
@@ -119,33 +127,17 @@ def score_xares_folds(
     The epoch is chosen by accuracy or mAP, whichever metric the task has. The probe "mlp" is none of this protocol and
     left out. kNN is scored as under the other protocol, see ``score_knn``.
     """
-    results = {}
+    results: ProbeScores = {}
     if "linear" in kinds:
-        by_seed = [score_linear_probe(folds, classes, SEED + s, epochs, batch) for s in range(seeds)]
-        spreads = {}
-        for name in by_seed[0]:
-            scores = np.array([each[name] for each in by_seed])
-            spreads[name] = {"mean": float(scores.mean()), "std": float(scores.std())}
-        results["linear"] = summarize_scores(spreads, metric)
+        results |= score_over_seeds(
+            lambda number: score_fold(folds[number], classes, epochs, batch), len(folds), seeds, metric
+        )
     if "knn" in kinds:
         guesses = [
             predict_xares_knn(one.fold.train_x, one.fold.train_y, one.fold.test_x, classes) for one in folds
         ]
         results["knn"] = score_knn(guesses, [one.fold.test_y for one in folds], classes, metric)
     return results
-
-
-def score_linear_probe(
-    folds: Sequence[XaresFold], classes: int, seed: int, epochs: int, batch: int
-) -> dict[str, float]:
-    """Train and test one linear probe for each fold; return the mean of their scores by metric.
-
-    The weights of all folds come from one generator, in their order; so does the order of the examples.
-    """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        scores = [score_fold(fold, classes, epochs, batch) for fold in folds]
-    return {name: float(np.mean([each[name] for each in scores])) for name in scores[0]}
 
 
 def score_fold(chosen: XaresFold, classes: int, epochs: int, batch: int) -> dict[str, float]:
