@@ -63,6 +63,16 @@ def test_an_ordinary_set_has_none(emotions):
     assert rows.skipped == ()
 
 
+def test_blanks_and_ways_to_write_an_accent_make_no_classes(emotions):
+    rows = emotions(["happy", " happy ", "ge\u0302ne\u0301", "g\u00ean\u00e9"])
+    assert rows.classes == ("g\u00ean\u00e9", "happy")
+    several = TaskFile.model_validate({"dataset": "d", "domain": None, "kind": "multilabel"})
+    assert parse_answer(several, "e\u0301; a") == ("\u00e9", "a")
+    events = TaskFile.model_validate({"dataset": "d", "domain": None, "kind": "frame"})
+    labels = [{"onset": 0.0, "offset": 1.0, "label": label} for label in ("dog ", 60, 60.0)]
+    assert [event.label for event in parse_answer(events, labels)] == ["dog", "60", "60"]
+
+
 def test_a_fold_without_a_name_is_none(emotions):
     rows = emotions(["a", "b", "  ", "a", "b"], folds="label", column="split")
     assert sorted(rows.parts) == ["a", "b"]

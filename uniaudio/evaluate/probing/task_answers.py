@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from uniaudio.config.nearest import suggest_name
+from uniaudio.config.text_files import compose
 from uniaudio.data.field_values import ClassIndex, has_no_value, parse_list, wrap_value, write_value
 from uniaudio.errors import RowError
 from uniaudio.evaluate.probing.suite import TaskFile
@@ -47,7 +48,7 @@ def parse_answer(task: TaskFile, value: Any) -> Any:
         value = listed
     if task.kind == "clip":
         label = format_class(value, task.answers)
-        if not label.strip():
+        if not label:
             raise RowError("empty answer", f"'{task.answers}' contains no text")
         return label
     if task.kind == "frame":
@@ -62,14 +63,14 @@ def parse_answer(task: TaskFile, value: Any) -> Any:
         value = [value] if task.kind == "retrieval" else value.split(task.separator)
     if not isinstance(value, list | tuple) or not all(isinstance(item, str) for item in value):
         raise RowError("broken metadata", f"'{task.answers}' must be text or a list of texts, got {value!r}")
-    texts = tuple(item.strip() for item in value if item.strip())
+    texts = tuple(compose(item.strip()) for item in value if item.strip())
     if task.kind == "retrieval" and not texts:
         raise RowError("missing column", f"'{task.answers}' contains no text")
     return texts
 
 
 def format_class(value: Any, name: str) -> str:
-    """Return the class of a clip as text.
+    """Return the class of a clip as text, without blanks around it and with composed accents, as answers are trained.
 
     Raises:
         RowError: for a list or a mapping.
@@ -77,7 +78,7 @@ def format_class(value: Any, name: str) -> str:
     if isinstance(value, bool):
         return str(value)
     try:
-        return str(write_value(wrap_value(value, name)))
+        return compose(str(write_value(wrap_value(value, name))).strip())
     except RowError as problem:
         raise RowError(
             "broken metadata", f"'{name}' must be one text ({problem.detail}), got {value!r}"
@@ -94,7 +95,9 @@ def parse_events(value: Any, keys: tuple[str, str, str]) -> tuple[Event, ...]:
     try:
         events = tuple(
             Event(
-                float(item[onset]), float(item[offset]), "" if has_no_value(item[label]) else str(item[label])
+                float(item[onset]),
+                float(item[offset]),
+                "" if has_no_value(item[label]) else format_class(item[label], label),
             )
             for item in value
         )
@@ -103,7 +106,7 @@ def parse_events(value: Any, keys: tuple[str, str, str]) -> tuple[Event, ...]:
             "broken metadata", f"events must be a list of {{{', '.join(keys)}}} ({problem})"
         ) from problem
     for event in events:
-        if not event.label.strip():
+        if not event.label:
             raise RowError("empty answer", f"an event at {event.onset:g} s has no '{label}'")
         if not 0 <= event.onset < event.offset < float("inf"):
             raise RowError(

@@ -227,7 +227,7 @@ def read_answer(task: TaskFile, card: DatasetCard, split: str, row: Row) -> tupl
         part = split
         if isinstance(task.folds, str):
             part = format_class(read_column(fields, task.folds), task.folds)
-            if not part.strip():
+            if not part:
                 raise RowError("missing column", f"'{task.folds}' has no value")
         if task.split_column is not None:
             part = format_class(read_column(fields, task.split_column), task.split_column)
