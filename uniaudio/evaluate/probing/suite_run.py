@@ -160,17 +160,17 @@ def run_suite(
     if suite.text_model is not None and retrieves:
         reader = TextModel(suite.text_model, has_weights=protocol == "masked")
     digests = {name: hash_model(encoder) for name, encoder in encoders.items()}
-    data = {rows.name: hash_contents(rows.rows()) for rows in tasks}
     swept: dict[str, dict[str, list[ProbeScores]]] = {}
     facts: dict[str, dict[str, Any]] = {}
     task_weights: dict[str, TaskWeight] = {}
     with WorkProgress(console, "clips") as progress:
         bars = SuiteProgress(progress, tasks, len(encoders))
         for rows in tasks:
+            data_sha256 = hash_contents(rows.rows())  # the files stay in memory for decoding
             swept[rows.name] = {}
             for model, encoder in encoders.items():
                 usable, states = embed_task(
-                    encoder, digests[model], rows, data[rows.name], protocol, layers, bars.count_clips
+                    encoder, digests[model], rows, data_sha256, protocol, layers, bars.count_clips
                 )
                 with prefix_user_errors(model):
                     require_finite(usable, states)
@@ -178,7 +178,7 @@ def run_suite(
                     score_task(usable, state, encoder.frame_rate, protocol, seeds, reader) for state in states
                 ]
                 bars.count_probed(rows.name, model)
-            facts[rows.name] = summarize_task(usable, states[0].notices, data[rows.name])
+            facts[rows.name] = summarize_task(usable, states[0].notices, data_sha256)
             task_weights[rows.name] = TaskWeight(
                 usable.weight, rows.task.domain, rows.task.private, rows.task.unseen
             )
