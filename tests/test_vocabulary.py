@@ -99,6 +99,7 @@ SHORT = frozenset(  # one idea each, with one user
         "model/shared_prefix.py",
         "serve/spectrogram.py",
         "train/auxiliary_losses.py",
+        "train/memory_allocator.py",
         "train/oom.py",
         "train/signals.py",
     ]
