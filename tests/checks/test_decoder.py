@@ -29,7 +29,7 @@ def count_text_tokens(tone_run, tokenizer):
     )
 
 
-def test_clips_are_counted_as_they_are_cut(tone_run, chat_tokenizer):
+def test_limits_are_those_of_crops_and_windows(tone_run, chat_tokenizer):
     text = count_text_tokens(tone_run, chat_tokenizer)
     assert check(tone_run, chat_tokenizer, text + 71) == []
     train, test = check(tone_run, chat_tokenizer, text + 50)

@@ -316,9 +316,9 @@ def test_the_card_of_a_run_that_began_with_another_run_lists_what_that_was_train
         recipe.replace("tones", "more").replace("tone_recipe", "more_recipe")
     )
     hub = {"encoder whisper": {"path": "openai/whisper-small", "revision": "cd" * 20}}
-    own = {"encoder whisper": {"path": str(folder / "first"), "sha256": "ab" * 32}}
+    copied = {"encoder whisper": {"path": str(folder / "first"), "sha256": "ab" * 32}}
     first, later = (folder / name for name in ("first", "later"))
-    for run, name, bases in ((first, "tone_recipe", hub), (later, "more_recipe", own)):
+    for run, name, bases in ((first, "tone_recipe", hub), (later, "more_recipe", copied)):
         config = open_run(str(tone_run), [f"output_dir={run}", f"stages.0.recipe={name}"])
         state = {"stage": 0, "step": 8, "stage_seconds": 3600.0}
         save_checkpoint(run, Snapshot(8, state, {}, {"encoder.w": torch.zeros(1)}), config, bases)

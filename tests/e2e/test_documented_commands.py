@@ -51,6 +51,7 @@ ELSEWHERE = {
     'uniaudio probe "$UNIAUDIO_REALMODELS': "needs pretrained models",
     'uniaudio probe "$W"': "needs pretrained models",
     "W=$UNIAUDIO_REALMODELS": "needs pretrained models",
+    "LD_PRELOAD=": "needs pretrained models",
     "python -m venv": "needs a registry",
     "UNIAUDIO_TRANSFORMERS_457=": "needs another version of transformers",
     "UNIAUDIO_VLLM=": "needs vLLM",

@@ -408,7 +408,7 @@ def test_the_mixture_moves_within_its_bounds_and_resumes_where_it_was(two_tasks)
     assert_same_end(whole, part)
 
 
-def test_a_checkpoint_at_the_beginning_of_a_round_tells_other_data_from_its_own(two_tasks):
+def test_a_checkpoint_at_the_beginning_of_a_round_knows_its_data(two_tasks):
     stage = {"recipe": "two", "steps": 6, "balance": {"every": 2, "examples": 4}}
     run(two_tasks, "part", [stage], "train.max_steps=2")
     manifest = two_tasks.parent / "tones" / "manifest.jsonl"

@@ -23,12 +23,12 @@ def maps(tmp_path):
     return file
 
 
-def test_a_long_run_on_a_cpu_is_told(maps):
+def test_a_long_run_on_a_cpu_gets_the_advice(maps):
     assert "glibc's memory allocator" in recommend_allocator(CPU, LONG_RUN, maps)
     assert "glibc's memory allocator" in recommend_allocator(CPU, None, maps)  # hours of audio end it
 
 
-def test_a_short_run_and_a_gpu_are_not(maps):
+def test_a_short_run_and_a_gpu_get_none(maps):
     assert recommend_allocator(CPU, LONG_RUN - 1, maps) is None
     assert recommend_allocator("cuda", LONG_RUN, maps) is None
 
@@ -39,7 +39,7 @@ def test_another_allocator_is_enough(maps, library):
     assert recommend_allocator(CPU, LONG_RUN, maps) is None
 
 
-def test_a_system_that_lists_no_files_is_not(tmp_path):
+def test_a_system_that_lists_no_files_gets_none(tmp_path):
     assert recommend_allocator(CPU, LONG_RUN, tmp_path / "none") is None
 
 

@@ -144,7 +144,7 @@ def test_tensorboard_gets_settings_texts_and_clips(tracked, tmp_path):
     assert files_with(tmp_path / "out", "stages.0.steps")  # among the hyperparameters
 
 
-def test_sets_with_the_same_clips_are_shown_with_their_own_questions(tone_run):
+def test_sets_with_the_same_clips_are_shown_with_the_questions_of_each(tone_run):
     folder = tone_run.parent
     template = load_yaml(folder / "tone.yaml") | {"task": "name", "prompts": ["Say it.<audio>"]}
     (folder / "name.yaml").write_text(dump_yaml(template))

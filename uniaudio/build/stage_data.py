@@ -125,7 +125,7 @@ class StageData:
     def iterate_examples(self, stage: int, model: nn.Module, name: str | None) -> Iterator[Batch]:
         """Yield batches of one row each of a named recipe, or that of the stage before; the same on every rank.
 
-        Rows that cannot be used are passed over.
+        Rows that cannot be used are skipped.
 
         Raises:
             UserError: when there is no stage before and none is named, and when no row of a pool can be used.

@@ -28,11 +28,11 @@ def recommend_allocator(device: str, steps: int | None, maps: Path = MAPS) -> st
     short = steps is not None and steps < LONG_RUN
     if device != "cpu" or short or not uses_glibc(maps):
         return None
-    found = find_jemalloc()
-    if found is None:
+    library = find_jemalloc()
+    if library is None:
         how = "install jemalloc (Debian and Ubuntu: libjemalloc2) and set LD_PRELOAD to its libjemalloc.so.2"
     else:
-        how = f"LD_PRELOAD={found} uniaudio train ..."
+        how = f"LD_PRELOAD={library} uniaudio train ..."
     return (
         f"on a CPU, glibc's memory allocator makes long runs two to three times slower; to avoid that: {how}"
     )
@@ -49,6 +49,6 @@ def find_jemalloc(folders: tuple[Path, ...] = FOLDERS) -> Path | None:
     """Return the installed jemalloc: in a folder of libraries, or in that of an architecture within it."""
     for folder in folders:
         for pattern in ("libjemalloc.so.2", "*-linux-gnu/libjemalloc.so.2"):
-            if found := sorted(folder.glob(pattern)):
-                return found[0]
+            for library in sorted(folder.glob(pattern)):
+                return library
     return None

@@ -159,7 +159,7 @@ def test_examples_without_answers_count_for_nothing():
         torch.testing.assert_close(result[name], wanted[name])
 
 
-def test_every_answer_about_a_clip_is_an_example_of_its_own():
+def test_every_answer_about_a_clip_is_one_example():
     none, labels = torch.zeros(0, dtype=torch.long), torch.tensor([7, 8, 9])
     batch = Batch(
         audio=Ragged(torch.zeros(4, dtype=torch.int16), torch.tensor([4])),
