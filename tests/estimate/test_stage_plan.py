@@ -170,9 +170,9 @@ def test_a_stage_that_trains_less_keeps_less(run):
 
 def allocated_peak(work, tmp_path):
     """Return the peak of what torch allocates on the CPU while ``work`` runs."""
-    gc.collect()  # models of earlier tests count, too, until they are gone
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as looked:
         work()
+        gc.collect()  # what is freed later is not seen, and would count in the next test, too
     looked.export_chrome_trace(str(tmp_path / "trace.json"))
     events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
     return max(e["args"]["Total Allocated"] for e in events if e.get("name") == "[memory]")
