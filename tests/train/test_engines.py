@@ -49,8 +49,8 @@ EVALUATED = ("ddp", "zero3_spread", "fsdp2")  # these runs answer the evaluation
 # what an engine calls itself, where that is not its file's name
 TOLD = {"one": "single", "zero3_offload": "zero3", "zero3_spread": "zero3"}
 LOSS, NORM, STATE = 1e-6, 1e-5, 1e-5  # measured: 1.2e-7, 2e-7, 7e-7
-# of a weight, beside that: where a gradient is about as small as AdamW's epsilon, its rounding moves the weight by up to
-# a hundredth of a step (measured: 2.2e-6, in one element of one bias); moments are compared without it
+# of a weight, in addition: where a gradient is about as small as AdamW's epsilon, its rounding moves the weight by up
+# to a hundredth of a step (measured: 2.2e-6, in one element of one bias); moments are compared without it
 ROUNDED = 4e-6
 BF16, BF16_NORM = 1e-3, 2e-2  # from float32; measured: 1e-4, 6.4e-3
 FP8 = 1e-2  # from float32
