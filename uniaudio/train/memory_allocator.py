@@ -34,7 +34,7 @@ def recommend_allocator(device: str, steps: int | None, maps: Path = MAPS) -> st
     else:
         how = f"LD_PRELOAD={library} uniaudio train ..."
     return (
-        f"on a CPU, glibc's memory allocator makes long runs two to three times slower; to avoid that: {how}"
+        f"on a CPU, glibc's memory allocator can make a long run two to three times slower; to avoid that: {how}"
     )
 
 
