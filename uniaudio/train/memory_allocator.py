@@ -33,9 +33,7 @@ def recommend_allocator(device: str, steps: int | None, maps: Path = MAPS) -> st
         how = "install jemalloc (Debian and Ubuntu: libjemalloc2) and set LD_PRELOAD to its libjemalloc.so.2"
     else:
         how = f"LD_PRELOAD={library} uniaudio train ..."
-    return (
-        f"on a CPU, glibc's memory allocator can make a long run two to three times slower; to avoid that: {how}"
-    )
+    return f"on a CPU, glibc's memory allocator can make a long run two to three times slower; to avoid that: {how}"
 
 
 def uses_glibc(maps: Path) -> bool:
