@@ -27,7 +27,10 @@ def test_other_logits_of_one_clip_are_a_fault(monkeypatch):
 
     def compare(*values, exact=True):
         answers = iter(values)
-        model = lambda: SimpleNamespace(logits=torch.full((1, 3, 5), next(answers)))  # noqa: E731
+
+        def model():
+            return SimpleNamespace(logits=torch.full((1, 3, 5), next(answers)))
+
         return compare_logits(ours, clips, Path("folder"), model, exact, slice(None))
 
     assert compare(1.0, 1.0001).difference == pytest.approx(1e-4, rel=1e-2)

@@ -153,7 +153,7 @@ def test_a_metric_of_an_extra_that_is_missing(monkeypatch):
 
 @pytest.mark.parametrize("package", ["nltk", "sacrebleu"])
 def test_the_packages_of_companions_are_needed_too(package, monkeypatch):
-    """The extra of ``cider`` does not bring those of METEOR and BLEU, which are told beside it."""
+    """The extra of ``cider`` does not bring those of METEOR and BLEU, which are reported beside it."""
     monkeypatch.setitem(sys.modules, "aac_metrics", ModuleType("aac_metrics"))
     sys.modules["aac_metrics"].__spec__ = ModuleSpec("aac_metrics", None)
     monkeypatch.setitem(sys.modules, package, None)
