@@ -128,7 +128,10 @@ def test_a_process_that_dies_ends_the_launch_and_the_resume_gives_the_same_losse
         assert code != 0
         assert time.monotonic() - struck < 60
         assert not Path(f"/proc/{both[0]}").exists()
-        assert "process 0 lost another process of its run" in log.read_text()
+        words = log.read_text()
+        assert "process 0 lost another process of its run" in words
+        assert "Signal 15" not in words  # the launcher did not end it before it had said so
+        assert not (folder / "run.lock").exists()
     finally:
         forked_processes.kill_all(process)
     assert "finished" not in {row.get("event") for row in rows(folder)}

@@ -5,8 +5,11 @@ from __future__ import annotations
 import signal
 import threading
 from collections.abc import Mapping
-from types import FrameType
+from types import FrameType, TracebackType
 from typing import Any
+
+from uniaudio.distributed import is_distributed
+from uniaudio.errors import UserError
 
 CONTINUE_LATER = 75  # exit code: stopped early, safe to continue with --resume
 
@@ -14,7 +17,8 @@ CONTINUE_LATER = 75  # exit code: stopped early, safe to continue with --resume
 class StopSignal:
     """Notes SIGTERM (a scheduler) and SIGINT (a person); a SIGINT after any of them ends the run at once.
 
-    Signals come to the main thread of Python alone: training in another one has none to note.
+    Signals come to the main thread of Python alone: training in another one has none to note. One rank of several that
+    ends with an error of its own or of another rank ignores SIGTERM from then on.
     """
 
     def __init__(self) -> None:
@@ -35,8 +39,14 @@ class StopSignal:
         """Stop before the next step, as after a signal."""
         self.requested = True
 
-    def __exit__(self, *exception: object) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         restore_handlers(self.previous)
+        if self.previous and is_distributed() and error is not None and not isinstance(error, UserError):
+            # the exchange with the other ranks is broken and this one is about to end; a launcher that has seen
+            # another one fail sends SIGTERM, which must not come before the reason is printed and the lock released
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def restore_handlers(previous: Mapping[signal.Signals, Any]) -> None:
