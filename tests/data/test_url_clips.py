@@ -10,12 +10,13 @@ from helpers.files import card
 from helpers.range_server import serve_ranges
 
 from uniaudio.data.long_clips import LongClips, cut_long_clips, read_row_seconds
-from uniaudio.data.sources import url_clips
+from uniaudio.data.sources import retries, url_clips
 from uniaudio.data.sources.base import decode_clips
 from uniaudio.data.sources.clip_cache import shrink_cache
 from uniaudio.data.sources.http import VERSIONS
+from uniaudio.data.sources.retries import call_patiently
 from uniaudio.data.sources.source_kinds import open_source
-from uniaudio.data.sources.url_clips import OPENED, UrlClip, call_patiently
+from uniaudio.data.sources.url_clips import OPENED, UrlClip
 from uniaudio.errors import RowError
 
 
@@ -38,7 +39,7 @@ def read_level(samples):
 @pytest.fixture
 def server(tmp_path, monkeypatch):
     monkeypatch.setenv("UNIAUDIO_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(url_clips.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(retries.time, "sleep", lambda seconds: None)
     forget()
     with serve_ranges() as serving:
         yield serving
@@ -49,7 +50,7 @@ def forget():
     """Be as a new process."""
     OPENED.clips.clear()
     VERSIONS.clear()
-    url_clips.ANSWERED.clear()
+    retries.ANSWERED.clear()
 
 
 def open_rows(server, tmp_path, *rows):

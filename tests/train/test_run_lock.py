@@ -12,8 +12,9 @@ from dataclasses import asdict, replace
 import pytest
 
 from uniaudio.errors import UserError
-from uniaudio.train import lock_file, run_lock
-from uniaudio.train.lock_file import LOCK, Holder, read_holder, take
+from uniaudio.train import lock_file, lock_takeover, run_lock
+from uniaudio.train.lock_file import LOCK, Holder, read_holder
+from uniaudio.train.lock_takeover import take
 from uniaudio.train.run_lock import hold_run_folder, refuse_held_folder
 
 
@@ -85,8 +86,8 @@ def test_a_process_that_was_killed_but_not_waited_for_is_gone(lock):
 
 
 def test_a_run_of_another_machine_is_taken_over_when_it_gives_no_sign_of_life(lock, monkeypatch):
-    monkeypatch.setattr(lock_file, "LOOK", 0.01)
-    monkeypatch.setattr(lock_file, "STALE", 0.3)
+    monkeypatch.setattr(lock_takeover, "LOOK", 0.01)
+    monkeypatch.setattr(lock_takeover, "STALE", 0.3)
     said = []
     far = put(lock, me(host="far", machine="another boot"), seconds_ago=60)
     assert take(lock, me(), said.append) == far
@@ -99,7 +100,7 @@ def test_a_run_of_another_machine_is_taken_over_when_it_gives_no_sign_of_life(lo
 
 
 def test_a_run_of_another_machine_that_gives_signs_of_life_is_not_taken_over(lock, monkeypatch):
-    monkeypatch.setattr(lock_file, "LOOK", 0.01)
+    monkeypatch.setattr(lock_takeover, "LOOK", 0.01)
     put(lock, me(host="far", machine="another boot"))
     threading.Timer(0.1, os.utime, [lock]).start()
     with pytest.raises(UserError, match="on far since"):
@@ -145,8 +146,8 @@ def test_of_several_starts_at_one_moment_one_wins(tmp_path, dead_pid, monkeypatc
 
 
 def test_a_lock_that_says_nothing_is_waited_for_and_then_taken_over(lock, monkeypatch):
-    monkeypatch.setattr(lock_file, "LOOK", 0.01)
-    monkeypatch.setattr(lock_file, "STALE", 0.2)
+    monkeypatch.setattr(lock_takeover, "LOOK", 0.01)
+    monkeypatch.setattr(lock_takeover, "STALE", 0.2)
     for text in ("", "{", "[]", "null", '{"pid": 3}', "\udce9"):
         lock.write_bytes(text.encode(errors="surrogateescape"))
         assert take(lock, holder := me()).host == "an unknown machine"

@@ -17,6 +17,7 @@ from uniaudio.data.audio_files import open_for_header
 from uniaudio.errors import RowError, UserError
 
 MIB = 1 << 20
+KEPT_SECONDS = 3600  # that an uploaded clip is kept, so that it can be asked about again
 MAX_RATE = 400_000  # samples a second of all channels: eight channels at 48 kHz, two at 192 kHz
 REASONS = {
     "broken audio": "the file cannot be read as audio; use WAV, FLAC, MP3, OGG or Opus",

@@ -14,10 +14,9 @@ from matplotlib.figure import Figure
 from uniaudio.data.template import AUDIO
 from uniaudio.errors import UserError
 from uniaudio.serve.answering import Reply
-from uniaudio.serve.limits import Limits
+from uniaudio.serve.limits import KEPT_SECONDS, Limits
 from uniaudio.serve.tasks import TrainedTask
 
-KEEP = 3600  # seconds that an uploaded clip can be asked about again
 THEME = gr.themes.Default(  # with fonts of the machine: gradio's own choice is loaded from elsewhere
     primary_hue="blue", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
 )
@@ -78,7 +77,9 @@ def build_page(
         task, wording = choices.get(key, (None, ""))
         return wording, gr.Label(visible=bool(task and task.labels))
 
-    with WebPage(title=f"{name} – uniaudio", analytics_enabled=False, delete_cache=(60, KEEP)) as page:
+    with WebPage(
+        title=f"{name} – uniaudio", analytics_enabled=False, delete_cache=(60, KEPT_SECONDS)
+    ) as page:
         gr.Markdown(f"# Ask about a clip\n`{name.replace('`', '')}` · {html.escape(facts)}")
         with gr.Row():
             with gr.Column():

@@ -1,9 +1,7 @@
-"""A lock that names its holder, shows that it is alive, and can be taken over from a dead one.
+"""The file of a lock, and the process that it names as its holder.
 
-The lock is a file that comes into being whole under its name, by a hard link that fails where the name is taken (or by
-exclusive creation where a filesystem has no links), which also holds on NFS. A lock is stale when its process is gone
-(known on the same machine only), or when nobody has renewed it for long. A stale lock is taken over by whoever first
-creates a second file, named by the stale one's token, so of several starts one wins.
+The file is complete as soon as it has its name, by a hard link that fails where the name is taken (or by exclusive
+creation where a filesystem has no links), which also holds on NFS.
 """
 
 from __future__ import annotations
@@ -14,16 +12,11 @@ import os
 import socket
 import time
 import uuid
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from uniaudio.errors import UserError
-
 LOCK = "run.lock"
 UNLINKED = f".{LOCK}-"  # a record before it has the lock's name
-STALE = 180.0  # seconds without a renewal, after which a process of another machine counts as gone
-LOOK = 0.5  # seconds between two looks at a lock whose holder may be alive
 
 
 @dataclass(frozen=True)
@@ -157,77 +150,6 @@ def write_flushed(path: Path, holder: Holder) -> None:
         stream.write(json.dumps(asdict(holder)) + "\n")
         stream.flush()
         os.fsync(stream.fileno())
-
-
-def is_stale(path: Path, holder: Holder, say: Callable[[str], None]) -> bool:
-    """Return whether a lock's holder is gone. Of another machine's, it is waited for a sign of life.
-
-    Args:
-        say: called once when that takes a while.
-    """
-    if holder.is_gone():
-        return True
-    if holder.machine == identify_machine():
-        return False
-    first: int | None = None
-    while (now := read_holder(path)) is not None and now.token == holder.token:
-        if measure_age(path) > STALE:
-            return True
-        changed = read_change_time(path)
-        if first is None:
-            first = changed
-            if now.pid:
-                say(f"waiting for a sign of life from {holder}, for at most {STALE:g} s")
-        elif changed != first:
-            return False
-        time.sleep(LOOK)
-    return False  # another one's by now
-
-
-def read_change_time(path: Path) -> int:
-    """Return when a file was changed, in nanoseconds; 0 for one that is gone."""
-    try:
-        return path.stat().st_mtime_ns
-    except FileNotFoundError:
-        return 0
-
-
-def take(path: Path, holder: Holder, say: Callable[[str], None] = lambda sentence: None) -> Holder | None:
-    """Take a lock.
-
-    Returns:
-        The holder whose stale lock it was, if any.
-
-    Raises:
-        UserError: when somebody alive holds it.
-        OSError: when the disk refuses.
-    """
-    while not create(path, holder):
-        before = read_holder(path)
-        if before is None:
-            continue
-        if not is_stale(path, before, say):
-            now = read_holder(path)
-            if now is None or now.token != before.token:
-                continue
-            raise UserError(describe_holder(path.parent, before))
-        claim, claimant = path.with_name(f"{path.name}-{before.token}"), Holder.describe_this_process()
-        take(claim, claimant, say)
-        try:
-            now = read_holder(path)
-            if now is not None and now.token == before.token:  # only who holds the claim may replace it
-                put_in_place(path, holder)
-                return before
-        finally:
-            claim.unlink(missing_ok=True)
-    return None
-
-
-def put_in_place(path: Path, holder: Holder) -> None:
-    """Replace a lock in one move."""
-    temporary = path.with_name(f"{UNLINKED}{holder.token}")
-    write_flushed(temporary, holder)
-    temporary.replace(path)
 
 
 def describe_holder(run_dir: Path, holder: Holder) -> str:

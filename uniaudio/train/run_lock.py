@@ -16,15 +16,14 @@ from uniaudio.errors import UserError, convert_to_user_error
 from uniaudio.outputs import check_output_folder
 from uniaudio.train.lock_file import (
     LOCK,
-    STALE,
     UNLINKED,
     Holder,
     create,
     describe_holder,
     identify_machine,
     read_holder,
-    take,
 )
+from uniaudio.train.lock_takeover import STALE, take
 
 BEAT = 15.0  # seconds between two renewals
 

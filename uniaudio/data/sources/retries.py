@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import TypeVar
+from urllib.parse import urlsplit
 
-from uniaudio.data.sources.base import Place, Row, ShardedSource
+from uniaudio.data.sources.base import BrokenShardError, Place, Row, ShardedSource
 from uniaudio.data.sources.http import compute_pause
 from uniaudio.errors import RowError, UserError, escape_text, read_first_line
 
 MAX_OUTAGE = 600.0  # seconds, where a run's `data.max_outage` does not say
 SAID_AFTER = 8.0  # seconds: shorter outages are nothing that a person needs to know
+# seconds of pauses for a clip at a URL: of a host that answered before, that was not met before, that was given up
+PATIENCE = {True: 200.0, None: 7.0, False: 0.0}
+
+Result = TypeVar("Result")
+ANSWERED: dict[str, bool] = {}  # whether the last clip of a host could be had, by host, in this process
 
 
 def print_to_stderr(sentence: str) -> None:
@@ -98,3 +106,33 @@ def read_patiently(
     finally:
         if said:
             log.end(name, over=False)
+
+
+def call_patiently(
+    call: Callable[[], Result], url: str, sleep: Callable[[float], None] | None = None
+) -> Result:
+    """Return what a call returns, tried again after growing pauses where that may help.
+
+    A host that answered before is waited for; one that never did may not exist any more, and is soon given up.
+
+    Raises:
+        RowError: "missing file", "unreachable file".
+    """
+    host, paused = urlsplit(url).netloc, 0.0
+    for number in itertools.count():
+        try:
+            result = call()
+        except BrokenShardError as problem:
+            raise RowError("missing file", str(problem)) from problem
+        except OSError as problem:
+            pause = compute_pause(number, problem)
+            if paused + pause > PATIENCE[ANSWERED.get(host)]:
+                ANSWERED[host] = False
+                reason = f"tried {number + 1} times in {paused:g} s ({read_first_line(problem)})"
+                raise RowError("unreachable file", f"{url}: {reason}") from problem
+            (sleep or time.sleep)(pause)
+            paused += pause
+        else:
+            ANSWERED[host] = True
+            return result
+    raise AssertionError

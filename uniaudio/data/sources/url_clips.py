@@ -3,36 +3,26 @@
 from __future__ import annotations
 
 import io
-import itertools
 import os
 import threading
-import time
 from collections import OrderedDict
-from collections.abc import Callable
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
-from typing import TypeVar
-from urllib.parse import urlsplit
 
 from uniaudio.data.encoded_audio import SMALL_FILE, RemoteClip
-from uniaudio.data.sources.base import BrokenShardError
 from uniaudio.data.sources.clip_cache import locate_in_cache, open_cached_clip, store_clip
-from uniaudio.data.sources.http import LOCATIONS, VERSIONS, HttpStream, compute_pause, fetch_range
+from uniaudio.data.sources.http import LOCATIONS, VERSIONS, HttpStream, fetch_range
 from uniaudio.data.sources.paths import HTTP
+from uniaudio.data.sources.retries import call_patiently
 from uniaudio.data.sources.url_files import find_store_size, read_store_range
-from uniaudio.errors import RowError, read_first_line
+from uniaudio.errors import RowError
 from uniaudio.units import GIB
 
 BLOCK = 1 << 18  # bytes fetched at once where a file is read in jumps
 MOST_AHEAD = 8  # blocks fetched at once where it is read onwards
 KEPT_BLOCKS, KEPT_CLIPS = 16, 16  # blocks of a clip, and clips of a process, that stay in memory
 LARGEST = 4 << 30  # bytes of a clip that is fetched whole
-# seconds of pauses for a clip: of a host that answered before, that was not met before, that was given up
-PATIENCE = {True: 200.0, None: 7.0, False: 0.0}
-
-Result = TypeVar("Result")
-ANSWERED: dict[str, bool] = {}  # whether the last clip of a host could be had, by host, in this process
 
 
 @dataclass(frozen=True)
@@ -211,33 +201,3 @@ def check_size(size: int, url: str) -> None:
     """
     if size > LARGEST:
         raise RowError("file too large", f"{url}: {size / GIB:.1f} GiB")
-
-
-def call_patiently(
-    call: Callable[[], Result], url: str, sleep: Callable[[float], None] | None = None
-) -> Result:
-    """Return what a call returns, tried again after growing pauses where that may help.
-
-    A host that answered before is waited for; one that never did may not exist any more, and is soon given up.
-
-    Raises:
-        RowError: "missing file", "unreachable file".
-    """
-    host, paused = urlsplit(url).netloc, 0.0
-    for number in itertools.count():
-        try:
-            result = call()
-        except BrokenShardError as problem:
-            raise RowError("missing file", str(problem)) from problem
-        except OSError as problem:
-            pause = compute_pause(number, problem)
-            if paused + pause > PATIENCE[ANSWERED.get(host)]:
-                ANSWERED[host] = False
-                reason = f"tried {number + 1} times in {paused:g} s ({read_first_line(problem)})"
-                raise RowError("unreachable file", f"{url}: {reason}") from problem
-            (sleep or time.sleep)(pause)
-            paused += pause
-        else:
-            ANSWERED[host] = True
-            return result
-    raise AssertionError

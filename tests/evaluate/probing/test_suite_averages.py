@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from uniaudio.evaluate.probing.suite_run import TaskWeight, average_scores, average_with_weights
+from uniaudio.evaluate.probing.suite_averages import TaskWeight, average_scores, average_with_weights
 
 STANDINGS = {
     "digits": TaskWeight(300, "speech"),
