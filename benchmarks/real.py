@@ -15,6 +15,7 @@ with the folder of models or of audio where something is missing in it.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import re
@@ -140,7 +141,7 @@ def plan_run(plan: Plan, name: str, run: Run, seed: int) -> list[Cell]:
     if plan.bf16:
         changes += ["train.precision=bf16"]
     if plan.quick:
-        changes += ["train.log_every=1", f"train.max_steps={QUICK['steps'] * (3 if run.stages else 1)}"]
+        changes += ["train.log_every=1", f"train.max_steps={QUICK['steps'] * (4 if run.stages else 1)}"]
     settings = (f"output_dir={folder}", f"seed={seed}", "train.tensorboard=false")
     trust = ["--trust-remote-code"] if run.trusted else []
     command = uniaudio("train", run.config, *settings, *changes, *trust, "--resume", "auto")
@@ -156,9 +157,8 @@ def plan_run(plan: Plan, name: str, run: Run, seed: int) -> list[Cell]:
     )
     probes = probe_cells(plan, cells, str(folder), (train.result,), plan.probes, trust)
     if run.stages:
-        step = 0
-        for number, count in enumerate(stage_steps(plan.steps)[:-1], 1):
-            step += count
+        ends = list(itertools.accumulate(stage_steps(plan.steps)))
+        for number, step in enumerate(ends[1:-1], 1):  # behind listening, and before the end of the run
             checkpoint = str(folder / "checkpoints" / f"step-{step:06d}")
             probes += probe_cells(plan, cells, checkpoint, (train.result,), {f"stage{number}": "masked"})
     return [train, answers, *probes]

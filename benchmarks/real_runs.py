@@ -16,7 +16,7 @@ from uniaudio.config.search_paths import find_file
 SHORT_STEPS = 640  # about half an hour of one core with the 135 M decoder; 400 steps hardly move the probes
 THREE_SEEDS = (0, 1, 2)
 STAGE_SHARES = {"speech": 0.31, "sounds": 0.15, "music": 0.54}  # of the draws of the recipe real
-LISTENING_SHARE = 0.35  # of the steps of a run in two stages: as many in the first one as real has
+LISTENING_SHARE = 0.35  # of the steps of a run that begins by listening
 SMOLLM2 = "${realmodels}/smollm2-135m-instruct"
 
 
@@ -120,6 +120,11 @@ def fusion_runs() -> dict[str, Run]:
 
 DEPTH = "adapter.depth={encoder_layers: [2, 4], decoder_layers: [0, 1]}"
 TIME_MARKERS = "adapter.time_markers=1"
+# of configs/real_continual.yaml, whose stages are listening, speech, sounds and music; distillation as in real
+REPLAY = ("stages.2.recipe=real_sounds_replay", "stages.3.recipe=real_music_replay")
+DISTILL = tuple(
+    f"stages.{number}.continual={{distill: {{weight: 1.0, distance: cosine}}}}" for number in (1, 2, 3)
+)
 
 RUNS: dict[str, Run] = {
     "real": Run(seeds=THREE_SEEDS, short=False),
@@ -143,25 +148,9 @@ RUNS: dict[str, Run] = {
     "encoder_lora": Run(("encoders.whisper.train=lora", "encoders.whisper.lr=5e-4")),
     "encoder_frozen": Run(("encoders.whisper.train=frozen",)),
     "stages": Run(config="real_continual", stages=True),
-    "stages_replay": Run(
-        ("stages.1.recipe=real_sounds_replay", "stages.2.recipe=real_music_replay"),
-        config="real_continual",
-        stages=True,
-    ),
-    "stages_distill": Run(
-        tuple(f"stages.{number}.continual={{distill: {{weight: 0.02}}}}" for number in (1, 2)),
-        config="real_continual",
-        stages=True,
-    ),
-    "stages_replay_distill": Run(
-        (
-            "stages.1.recipe=real_sounds_replay",
-            "stages.2.recipe=real_music_replay",
-            *(f"stages.{number}.continual={{distill: {{weight: 0.02}}}}" for number in (1, 2)),
-        ),
-        config="real_continual",
-        stages=True,
-    ),
+    "stages_replay": Run(REPLAY, config="real_continual", stages=True),
+    "stages_distill": Run(DISTILL, config="real_continual", stages=True),
+    "stages_replay_distill": Run((*REPLAY, *DISTILL), config="real_continual", stages=True),
     "rate_25": Run(("adapter.rate=25",)),
     "rate_12.5": Run(("adapter.rate=12.5",)),
     "depth": Run((DEPTH,)),
@@ -252,6 +241,7 @@ def split_stages(run: Run, steps: int) -> list[int]:
 
 
 def stage_steps(steps: int) -> list[int]:
-    """Return the steps of the three stages, in proportion to the draws of the joint recipe."""
-    first, second, _ = (max(1, round(share * steps)) for share in STAGE_SHARES.values())
-    return [first, second, max(1, steps - first - second)]
+    """Return the steps of listening, and of the three stages in proportion to the draws of the joint recipe."""
+    listening = max(1, round(LISTENING_SHARE * steps))
+    speech, sounds, _ = (max(1, round(share * (steps - listening))) for share in STAGE_SHARES.values())
+    return [listening, speech, sounds, max(1, steps - listening - speech - sounds)]

@@ -96,7 +96,7 @@ def test_every_run_is_a_valid_config_of_the_same_length(name, real_folders):
     changes = [c.replace("{one_wording}", str(real.one_wording(real_folders))) for c in run.overrides]
     config = load_run(run.config, [*changes, *real_runs.shorten(run, 100)])
     assert (config.total_steps == 100 * run.share) == run.short
-    assert len(config.stages) == (3 if run.stages else 1 if run.config == "real_fusion" else 2)
+    assert len(config.stages) == (4 if run.stages else 1 if run.config == "real_fusion" else 2)
     assert all(encoder.trust_remote_code for name, encoder in config.encoders.items() if name != "whisper")
     for stage in config.stages:
         load_recipe(stage.recipe, near=config.folder)
@@ -228,7 +228,7 @@ def test_the_stages_of_a_run_are_probed_at_their_ends(real_folders):
     plan = real.Plan(real_folders / "out", 100, "realaudio", 3, 80, False)
     cells = real.plan_run(plan, "stages", real_runs.RUNS["stages"], 0)
     folders = [Path(cell.command[4]).name for cell in cells if "/stage" in cell.name.removeprefix("stages_")]
-    assert folders == ["step-000031", "step-000046"]
+    assert folders == ["step-000055", "step-000065"]
 
 
 def test_a_training_is_summed_up_over_an_interruption(tmp_path):
