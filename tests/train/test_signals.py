@@ -11,7 +11,7 @@ from uniaudio.train.signals import StopSignal
 
 
 @pytest.fixture
-def own_handlers():
+def custom_handlers():
     """Give the process handlers of its own, and the former ones back."""
     before = {kind: signal.getsignal(kind) for kind in (signal.SIGTERM, signal.SIGINT)}
 
@@ -25,14 +25,14 @@ def own_handlers():
         signal.signal(kind, handler)
 
 
-def test_a_signal_is_noted_and_the_handlers_are_given_back(own_handlers):
+def test_a_signal_is_noted_and_the_handlers_are_given_back(custom_handlers):
     with StopSignal() as stop:
         assert not stop.requested
         os.kill(os.getpid(), signal.SIGTERM)
         assert stop.requested
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
-    assert signal.getsignal(signal.SIGTERM) == signal.getsignal(signal.SIGINT) == own_handlers
+    assert signal.getsignal(signal.SIGTERM) == signal.getsignal(signal.SIGINT) == custom_handlers
 
 
 @pytest.mark.parametrize(
@@ -44,10 +44,10 @@ def test_a_signal_is_noted_and_the_handlers_are_given_back(own_handlers):
     ],
 )
 def test_a_rank_that_ends_with_an_error_is_not_ended_by_its_launcher_before_it_has_said_so(
-    own_handlers, monkeypatch, distributed, error, ignored
+    custom_handlers, monkeypatch, distributed, error, ignored
 ):
     monkeypatch.setattr(signals, "is_distributed", lambda: distributed)
     with pytest.raises(type(error)), StopSignal():
         raise error
-    assert signal.getsignal(signal.SIGTERM) == (signal.SIG_IGN if ignored else own_handlers)
-    assert signal.getsignal(signal.SIGINT) == own_handlers
+    assert signal.getsignal(signal.SIGTERM) == (signal.SIG_IGN if ignored else custom_handlers)
+    assert signal.getsignal(signal.SIGINT) == custom_handlers
