@@ -35,11 +35,11 @@ ANY_WIDTH = 8  # of a decoder; names do not depend on it
 
 
 def sketch_stages(config: RunConfig) -> list[dict[str, int]]:
-    """Go through all stages with an encoder without weights, so that what does not fit is told before any are read.
+    """Go through all stages with an encoder without weights, so that what does not fit is reported before any are read.
 
     Returns:
-        For every stage the trained parameters of the encoder's components; nothing where an encoder is no plain local
-        checkpoint.
+        For every stage the trained parameters of the encoder's components; nothing where an encoder is not built, see
+        ``sketch_encoder``.
 
     Raises:
         UserError: for expressions that match nothing of encoder or adapter, as far as they begin with one of them, and
