@@ -70,7 +70,7 @@ def test_a_wording_that_no_row_can_fill_in_is_a_mistake_where_it_would_be_drawn(
         "split": "train",
         "constants": {},
     }
-    with pytest.raises(UserError, match=r"none of the first 6 rows can be asked .*t\.yaml: prompts\[2\]"):
+    with pytest.raises(UserError, match=r"fits none of the first 6 rows .*t\.yaml: prompts\[2\]"):
         check_entry(Entry(**parts, share=1.0))
     assert check_entry(EvalEntry(**parts, max_examples=None)).notes == ()
 

@@ -278,8 +278,8 @@ class Clock(Mean):
             NoGradient,
             r"no parameter gets a gradient; compute the frames without no_grad or detach, or set train",
         ),
-        (Moving, r"changes the buffer level in training, but checkpoints hold parameters alone"),
-        (Clock, r"has other values each time it is created \(such as start\)"),
+        (Moving, r"changes the buffer level in training, but checkpoints store only parameters"),
+        (Clock, r"has different values each time it is created \(such as start\)"),
     ],
 )
 def test_a_class_that_breaks_the_contract_is_refused(kind, message):

@@ -163,8 +163,8 @@ def test_a_stage_that_trains_nothing_is_named_before_any_model_is_loaded(
         with pytest.raises(UserError) as output:
             attempt()
         assert str(output.value) == (
-            f"stage two: nothing is trained, because stages.two.train sets {frozen} to frozen; add what is to be "
-            "trained behind that, such as '^adapter': full, or leave it out"
+            f"stage two: nothing is trained, because stages.two.train sets {frozen} to frozen; end that mapping "
+            "with the part to train, such as '^adapter': full, or leave it out"
         )
     assert not (recipes.parent / "out").exists()
 

@@ -115,7 +115,7 @@ def test_check_counts_the_parameters_of_models_on_the_hub(hub, named_run):
     assert "32 wide, 50 frames per second" in said
     assert "stage one, trained encoder parameters: whisper" in said
     assert "decoder Qwen/Qwen3-0.6B: a qwen3 model" in said
-    assert "GFLOP a step" in said
+    assert "GFLOP per step" in said
     fetched = hub.list_requests("GET .*resolve")
     assert sorted(line.rpartition("/")[2] for line in fetched) == ["config.json", "config.json"]
     assert hub.count_bytes() < 20_000

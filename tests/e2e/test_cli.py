@@ -75,7 +75,7 @@ def test_from_check_to_report(tone_run, here):
     output = uniaudio("check", tone_run)
     assert "tones:tone" in output
     assert "100.0%" in output
-    assert "GFLOP a step" in output
+    assert "GFLOP per step" in output
     output = here("preview", tone_run, "-n", 3)
     assert output.count("supervised tokens") == 3
     assert "<audio 0." in output

@@ -132,7 +132,7 @@ def render_rows(
 
 
 def refuse_broken_wordings(read: Sequence[Row | RowError], entry: Entry, template: Template) -> None:
-    """Refuse a wording behind the first that can be filled in for none of the rows.
+    """Refuse a wording after the first that can be rendered for none of the rows.
 
     Raises:
         UserError: with the reason of the first row.
@@ -148,8 +148,8 @@ def refuse_broken_wordings(read: Sequence[Row | RowError], entry: Entry, templat
                 reason = reason or f"{row.key}: {problem}"
         else:
             raise UserError(
-                f"dataset {entry.dataset.name}, split {entry.split}: none of the first {len(read)} rows can be asked "
-                f"with a wording of template {template.task} ({reason})"
+                f"dataset {entry.dataset.name}, split {entry.split}: a prompt of template {template.task} fits none "
+                f"of the first {len(read)} rows ({reason})"
             )
 
 

@@ -64,8 +64,8 @@ def require_same_start(encoder: AudioEncoder, settings: EncoderConfig, config: R
         if key not in first or key not in second or not torch.equal(first[key], second[key])
     )
     raise UserError(
-        f"encoders.{name}: {settings.kind} has other values each time it is created (such as {changed}), and "
-        "checkpoints do not hold what is frozen; draw them with torch, whose generator is seeded, or load them from "
+        f"encoders.{name}: {settings.kind} has different values each time it is created (such as {changed}), and "
+        "checkpoints do not store frozen ones; draw them with torch, whose generator is seeded, or load them from "
         "a file"
     )
 
@@ -84,12 +84,12 @@ def try_encoder(encoder: AudioEncoder, settings: EncoderConfig, name: str) -> li
         require_training(encoder, clips, name)
     if not torch.equal(again, frames.values):
         return [
-            f"{name} gives other frames for the same clips in a second pass, so results cannot be reproduced"
+            f"{name} gives different frames for the same clips in a second pass, so results cannot be reproduced"
         ]
     if not effect <= VISIBLE:
         return [
             f"{name}: the frames of a clip depend on the other clips of its batch (by {effect:.2g} of the largest "
-            "value), so results depend on the batch size; take padding and other clips out of norms, convolutions "
+            "value), so results depend on the batch size; keep padding and other clips out of norms, convolutions "
             "and attention"
         ]
     return []
@@ -165,7 +165,7 @@ def require_training(encoder: AudioEncoder, clips: Ragged, name: str) -> None:
     changed = [key for key, buffer in encoder.named_buffers() if not torch.equal(buffer, before[key])]
     if changed:
         raise UserError(
-            f"{name}: forward changes the buffer {changed[0]} in training, but checkpoints hold parameters alone; keep "
+            f"{name}: forward changes the buffer {changed[0]} in training, but checkpoints store only parameters; keep "
             "it constant (batch norms are kept in eval mode)"
         )
     if not frames.requires_grad or not has_gradients(encoder, frames):

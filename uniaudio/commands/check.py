@@ -251,13 +251,13 @@ def report_encoders_with_code(config: RunConfig, console: Console) -> None:
         return
     if not config.trust.code:
         print_problem(
-            "own classes are tried on noise when the run starts, or here with --allow-code", console
+            "your own classes are tested on noise when the run starts, or here with --allow-code", console
         )
         return
     for warning in check_imported_encoders(config, choose_device()):
         print_problem(warning, console)
     console.print(
-        "own classes, tried on noise: widths, numbers of frames, values and gradients are as stated"
+        "your own classes, tested on noise: widths, numbers of frames, values and gradients are as stated"
     )
 
 
@@ -324,7 +324,7 @@ def describe_step_cost(
         forward = flops.count_any_decoder_flops(architecture, tokens, parameters)
         forward += flops.count_head_flops(architecture, words * TOKENS_PER_WORD + 1)
         operations += flops.FROZEN_BELOW_GRADIENT * examples * forward
-    return f"{text}; about {operations / 1e9:.0f} GFLOP a step"
+    return f"{text}; about {operations / 1e9:.0f} GFLOP per step"
 
 
 def estimate_audio_tokens(config: RunConfig, seconds: float) -> float:

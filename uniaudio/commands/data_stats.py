@@ -264,7 +264,7 @@ def build_stats_table(name: str, stats: list[EntryStats], steps: int | None) -> 
     table = Table(title=f"recipe {name}{f', {steps} steps' if steps else ''}", title_justify="left")
     table.add_column("dataset:template", overflow="fold")
     unusable = any(s.unusable for s in stats)
-    columns = ["rows", "hours", "s min, mid, max", "words", "share"]
+    columns = ["rows", "hours", "s min, median, max", "words", "share"]
     for column in [*columns, *(["epochs"] if steps else []), *(["unusable"] if unusable else [])]:
         table.add_column(column, justify="right")
     for s in stats:

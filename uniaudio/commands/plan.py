@@ -86,9 +86,9 @@ def build_recompute_table(plan: StagePlan, machine: Machine, auto: Sequence[str]
     Args:
         auto: parts that recompute if need be, so that ``usable`` bytes suffice.
     """
-    title = f"recomputing, so that {usable / GIB:.1f} GiB ({MARGIN:.0%} of the memory) suffice"
+    title = f"activation checkpointing, to fit into {usable / GIB:.1f} GiB ({MARGIN:.0%} of the memory)"
     table = Table(title=title, title_justify="left")
-    for column in ("engine", "as it is", "with all", "chosen by auto", "GiB", "more operations"):
+    for column in ("engine", "as set", "with all", "chosen by auto", "GiB", "more FLOPs"):
         table.add_column(column, justify="left" if column in ("engine", "chosen by auto") else "right")
     least = plan.add_recomputing(auto)
     for engine in ENGINES:

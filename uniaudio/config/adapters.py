@@ -33,7 +33,7 @@ class DepthConfig(Strict):
                 "decoder_layers; give the same number of both"
             )
         if len(set(self.decoder_layers)) < len(self.decoder_layers):
-            raise ValueError("decoder_layers: a layer is named twice")
+            raise ValueError("decoder_layers: a layer is listed twice")
         return self
 
 

@@ -136,8 +136,8 @@ def explain_nothing_trained(stage: Stage) -> str:
     """Return why a stage has nothing to train, and what to set: an adapter is trained unless the stage freezes it."""
     frozen = ", ".join(f"'{pattern}'" for pattern, mode in stage.train.items() if mode == "frozen")
     return (
-        f"stage {stage.name}: nothing is trained, because stages.{stage.name}.train sets {frozen} to frozen; add what "
-        "is to be trained behind that, such as '^adapter': full, or leave it out"
+        f"stage {stage.name}: nothing is trained, because stages.{stage.name}.train sets {frozen} to frozen; end "
+        "that mapping with the part to train, such as '^adapter': full, or leave it out"
     )
 
 
