@@ -74,7 +74,9 @@ def evaluate(
     out: Annotated[Path | None, typer.Option(help="JSON file to write.", callback=check_file_option)] = None,
     max_examples: Annotated[
         int | None,
-        typer.Option(help="Most rows of each set; default: as in the recipe or config, else all.", min=1),
+        typer.Option(
+            help="Largest number of rows of each set; default: as in recipe or config, else all.", min=1
+        ),
     ] = None,
     answers: Annotated[
         Path | None,
@@ -188,7 +190,9 @@ def forgetting(
     ] = True,
     max_examples: Annotated[
         int | None,
-        typer.Option(help="Most rows of each set; default: as in the recipe or config, else all.", min=1),
+        typer.Option(
+            help="Largest number of rows of each set; default: as in recipe or config, else all.", min=1
+        ),
     ] = None,
     out: Annotated[
         Path | None,
