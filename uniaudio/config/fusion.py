@@ -203,8 +203,8 @@ class MoweConfig(Fusion):
     kind: Literal["mowe"]
     """`mowe`."""
     start: Literal["random", "pca"] = "random"
-    """Initial weights: `pca` standardizes every encoder, and projects wider weak encoders to their principal
-    components.
+    """Initial weights: `pca` standardizes every encoder, and projects weak encoders whose width is not `weak_dim` to
+    their principal components.
     """
     weak_dim: PositiveInt | None = None
     """Width to which the frames of the weak encoders are projected. Default: that of the widest of them."""
