@@ -258,7 +258,7 @@ def test_hear_is_refused_where_frames_are_not_in_the_order_of_time(tmp_path, cap
     encoder.follows_time = False
     monkeypatch.setattr(exporting, "load_encoder", lambda *_: encoder)
     message = " ".join(refusal(capsys, tmp_path / "whisper", tmp_path / "entry", "--to", "hear").split())
-    assert "moments have times, but the frames of this encoder are not in the order of time" in message
+    assert "timestamp embeddings need frames in the order of time" in message
     assert not (tmp_path / "entry").exists()
 
 

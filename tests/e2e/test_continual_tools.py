@@ -340,7 +340,7 @@ def test_probes_on_held_out_train_clips_choose_the_share(finished, tone_run, tmp
     assert len(means) == 11
     assert means[facts["alpha"]] == max(means.values())
     assert f"alpha {facts['alpha']:g} is kept" in capsys.readouterr().out
-    with pytest.raises(UserError, match="several shares need --data"):
+    with pytest.raises(UserError, match="--data NAME=FOLDER is needed to choose alpha"):
         make_soup([str(finished)], tmp_path / "none")
     (rows,) = hold_folders({"tones": tone_run.parent / "tones"}, print)
     (trial,) = hold_out_clips(rows).trials

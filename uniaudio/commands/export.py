@@ -108,7 +108,7 @@ def export_encoder(spec: str, out: Path, to: str, place: str, trust: Trust) -> s
         merge_lora(encoder)
     if to == HEAR and not encoder.follows_time:
         raise UserError(
-            f"--to {HEAR}: moments have times, but the frames of this encoder are not in the order of time "
+            f"--to {HEAR}: timestamp embeddings need frames in the order of time, which this encoder does not give "
             "(fusion.output: both)"
         )
     with console.status(f"writing {out}"):

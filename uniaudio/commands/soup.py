@@ -163,7 +163,9 @@ def refuse_unused_options(
     elif weights is not None:
         raise UserError("--weights is for several runs; for one run, give --alpha")
     elif len(alphas) > 1 and not data:
-        raise UserError("several shares need --data NAME=FOLDER to choose between them, or give one --alpha")
+        raise UserError(
+            "--data NAME=FOLDER is needed to choose alpha by probes; give it, or a value with --alpha"
+        )
 
 
 def refuse_other_decoders(models: Sequence[Checkpoint]) -> None:
