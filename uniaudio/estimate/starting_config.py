@@ -172,7 +172,7 @@ def render_config(
     if is_evaluated:
         train["evaluate_every"] = every
     data: dict[str, float] = {"workers": sizes.workers}
-    comments = ["# workers: processes that decode clips."]
+    comments = ["# workers: processes that read and decode clips."]
     if sizes.pool is not None:
         data["pool"] = sizes.pool
         comments.append("# pool: rows that are sorted by length together; few enough that none occurs twice.")
@@ -185,17 +185,17 @@ def render_config(
 # The model and its training, for {machine}.
 # Any key can be changed here, or on the command line: uniaudio train configs/{name}.yaml stages.0.steps=500
 {render_encoder(encoder, short)}
-# Joins frames of the encoder to 12.5 audio tokens per second for the decoder.
+# The adapter turns the encoder's frames into 12.5 audio tokens per second for the decoder.
 adapter: {{kind: stack, rate: 12.5, lr: 1e-3}}
-# The language model that reads them, frozen.
+# The language model that reads the audio tokens; it stays frozen.
 decoder: {{path: {dump_inline_yaml([decoder], 10_000)[1:-1]}}}
 {about_data}
 data: {dump_inline_yaml(data)}
-# micro_batches: of one step, over all devices.
+# micro_batches: micro-batches of one optimizer step, over all devices.
 train: {dump_inline_yaml(train)}
 stages:
-  # {sizes.steps} steps{about}. A micro-batch holds audio_seconds of clips: less where memory
-  # runs out, more where it is free (`uniaudio train --tune-batch` looks for the most).
+  # {sizes.steps} steps{about}. audio_seconds is the size of a micro-batch: lower it if
+  # memory runs out (`uniaudio train --tune-batch` searches for the largest that fits).
   - name: joint
     recipe: {dump_inline_yaml(name)}
     steps: {sizes.steps}
@@ -213,6 +213,6 @@ def render_encoder(encoder: str, short: bool) -> str:
     if short and is_whisper(encoder):
         settings += ", pad_to: 30, pad_stride: 16, tail_frames: 2"
         comment = (
-            "# The clips of a batch share the silence behind a clip that Whisper knows from pretraining.\n"
+            "# Whisper was pretrained with silence after each clip; here the clips of a batch share it.\n"
         )
     return f"{comment}encoders:\n  {key}: {{{settings}}}"

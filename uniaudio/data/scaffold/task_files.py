@@ -91,7 +91,7 @@ def render_template(task: TaskDescription) -> str:
     answer, column = task.answer, task.input_name
     prompts = make_prompts(task)
     used = sorted({name for prompt in prompts for name in Text(prompt, "--ask").names} - {column, "labels"})
-    text = render_comment(f"The question and its answer, made by `{task.command}`.")
+    text = render_comment(f"The question and its answer, written by `{task.command}`.")
     text += f"task: {dump_inline_yaml(task.name)}\n"
     text += f"domain: {choose_domain(answer)}  # speech, sound or music: for averages and charts\n"
     text += f"inputs: {dump_inline_yaml([*used, column])}  # the columns that prompts and target use\n"
@@ -100,8 +100,8 @@ def render_template(task: TaskDescription) -> str:
             label.replace("_", " ").strip() if task.has_underscores else label for label in answer.labels
         ]
         text += render_comment(
-            f"The closed set of {len(labels)} answers: a row with any other is skipped, and evaluation compares their "
-            "likelihoods."
+            f"The closed set of {len(labels)} answers: a row with any other answer is skipped, and evaluation "
+            "compares their likelihoods."
         )
         text += f"labels: {dump_inline_yaml(labels)}\n"
     text += render_comment(
@@ -125,8 +125,8 @@ def render_target(answer: Answer, column: str) -> str:
     if answer.kind == "number":
         return (
             render_comment(
-                "A number, learned as text and counted as right where it is exactly the same. Classes are "
-                "learned better: make some under `columns` of the card, such as "
+                "A number, learned as text and scored as right only if it is equal. Classes are easier to learn: "
+                "define some under `columns` of the card, such as "
                 f"`{column}: \"{{{{ 'low' if {column} < 10 else 'high' }}}}\"`."
             )
             + f"target: {quote_text('{{ ' + column + ' | float | round(2) }}')}\n"
@@ -207,7 +207,7 @@ def quote_text(text: str) -> str:
 
 def render_dataset_card(task: TaskDescription) -> str:
     """Return the card: where the rows are, and their splits."""
-    text = render_comment(f"Where the rows are: {task.layout.what}. Made by `{task.command}`.")
+    text = render_comment(f"Where the rows are: {task.layout.what}. Written by `{task.command}`.")
     text += f"dataset: {dump_inline_yaml(task.name)}\nload: {dump_inline_yaml(task.load, 10_000)}\n"
     text += f"license: {NOT_STATED}  # of the data, as a short name; reports and exported models show it\n"
     if task.hours:
