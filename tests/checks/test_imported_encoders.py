@@ -307,7 +307,10 @@ class Dithered(Mean):
 
 @pytest.mark.parametrize(
     ("kind", "message"),
-    [(SeesItsBatch, "depend on the other clips of its batch"), (Dithered, "different frames for the same clips")],
+    [
+        (SeesItsBatch, "depend on the other clips of its batch"),
+        (Dithered, "different frames for the same clips"),
+    ],
 )
 def test_frames_that_depend_on_the_batch_or_on_chance_are_a_warning(kind, message):
     (warning,) = check_imported_encoders(run_config(f"{__name__}:{kind.__name__}"), CPU)
