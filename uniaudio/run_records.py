@@ -75,6 +75,13 @@ def has_reached_end(rows: Sequence[Mapping[str, Any]]) -> bool:
     return bool(ends) and max(ends) >= max(row["step"] for row in rows)
 
 
+def describe_undefined_scores(name: str, result: Mapping[str, Any]) -> list[str]:
+    """Say why metrics of the results of an evaluation set are undefined."""
+    return [
+        f"{name}: {metric} is undefined: {reason}" for metric, reason in result.get("undefined", {}).items()
+    ]
+
+
 def is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 

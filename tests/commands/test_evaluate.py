@@ -16,6 +16,7 @@ from uniaudio.commands.evaluate import run_evaluation, write_answer_files
 from uniaudio.commands.probe import run_probe
 from uniaudio.commands.train import run_training
 from uniaudio.config.run_files import load_run
+from uniaudio.config.strict_yaml import dump_yaml
 from uniaudio.errors import UserError
 from uniaudio.evaluate.probing.suite_table import build_suite_tables
 from uniaudio.train.checkpoint.integrity import FileRecord, read_listing, write_listing
@@ -89,6 +90,28 @@ def test_a_run_answers_with_other_settings_of_its_encoder(trained, tmp_path):
     assert match_checkpoints(trained, [result["fingerprint"]]) == {}
     with pytest.raises(UserError, match=r"out\?pad=3: a model has no option 'pad'"):
         load_model(f"{trained}?pad=3")
+
+
+def test_a_set_of_which_no_row_can_be_used_does_not_cost_the_others(trained, tmp_path):
+    folder = trained.parent
+    (folder / "gone").mkdir()
+    (folder / "gone" / "manifest.jsonl").write_text('{"audio": "a.wav", "label": "low"}\n')
+    gone = {
+        "dataset": "gone",
+        "load": {"jsonl": "gone"},
+        "license": "CC0-1.0",
+        "splits": {"test": {"name": "train"}},
+    }
+    (folder / "gone.yaml").write_text(dump_yaml(gone))
+    lines = [{"dataset": name, "template": "tone"} for name in ("gone", "tones")]
+    recipe = {"recipe": "both", "train": lines[1:], "evaluate": lines}
+    (folder / "both.yaml").write_text(dump_yaml(recipe))
+    out = tmp_path / "answers.json"
+    with pytest.raises(UserError, match=r"^gone:tone: no row of split 'test' can be used \(missing file\)$"):
+        run_evaluation(str(trained), str(folder / "both.yaml"), out, None)
+    results = json.loads(out.read_text())
+    assert (results["gone:tone"]["score"], results["gone:tone"]["examples"]) == (None, 0)
+    assert (results["tones:tone"]["examples"], results["tones:tone"]["rows"]) == (9, 10)
 
 
 def test_without_labels_and_what_is_refused(trained, tmp_path):

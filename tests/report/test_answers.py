@@ -3,11 +3,28 @@
 import pytest
 from helpers.runs import answers_of
 
-from uniaudio.report.answers import compute_chance, describe_answers, find_low_scores
+from uniaudio.errors import UserError
+from uniaudio.report.answers import (
+    check_answers,
+    compute_chance,
+    describe_answers,
+    find_low_scores,
+    has_answers,
+)
 
 
 def entry(score, metric="accuracy", **others):
     return {"metric": metric, "score": score, **others}
+
+
+def test_sets_whose_metric_is_undefined_are_left_out_with_a_note():
+    undefined = entry(None, "cider", undefined={"cider": "too few"})
+    notes = []
+    assert check_answers({"a": entry(0.5), "b": undefined}, "answers.json", notes) == {"a": entry(0.5)}
+    assert notes == ["answers.json: b: cider is undefined: too few"]
+    assert has_answers({"b": undefined})
+    with pytest.raises(UserError, match="'b' holds no metric and score"):
+        check_answers({"b": {"metric": "cider"}}, "answers.json")
 
 
 def test_few_sets_are_named_and_of_many_the_range():

@@ -91,6 +91,12 @@ def test_scores_of_an_evaluation_are_printed(tmp_path, capsys):
             "labels": {"accuracy": 0.5, "map": 0.75, "uar": 0.375},
         },
         "talks:asr": {"metric": "wer", "score": 0.3, "loss": 2.0},
+        "talks:captions": {
+            "metric": "cider",
+            "score": None,
+            "loss": 3.0,
+            "undefined": {"cider": "it needs two clips"},
+        },
     }
     tracker.log_evaluation(3, results, [])
     tracker.close()
@@ -99,3 +105,5 @@ def test_scores_of_an_evaluation_are_printed(tmp_path, capsys):
     assert "step 3  birds:tags  map 0.125  by label 0.750\n" in printed
     assert "step 3  talks:emotion  uar 0.625  by label 0.375\n" in printed
     assert "step 3  talks:asr  wer 0.300  loss 2.0000\n" in printed
+    assert "step 3  talks:captions  cider undefined  loss 3.0000\n" in printed
+    assert "talks:captions: cider is undefined: it needs two clips\n" in printed

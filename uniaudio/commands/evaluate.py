@@ -239,7 +239,8 @@ def run_evaluation(
         keep_group: see ``join_processes``. answers: folder for the answers, see ``write_answer_files``.
 
     Raises:
-        UserError: for an unknown protocol, a recipe without sets, and what ``evaluate_recipe`` refuses.
+        UserError: for an unknown protocol, a recipe without sets, and what ``evaluate_recipe`` refuses; at the end, for
+            sets of which no row can be used.
     """
     if protocol not in PROTOCOLS:
         raise UserError(f"--protocol {protocol}: give {' or '.join(PROTOCOLS)}")
@@ -270,4 +271,21 @@ def run_evaluation(
         write_json(out if is_main() else None, shown)
         if answers is not None and is_main():
             write_answer_files(answers, results)
+    refuse_unanswered_sets(results)
     return shown
+
+
+def refuse_unanswered_sets(results: Mapping[str, Mapping[str, Any]]) -> None:
+    """Refuse sets of which no row could be used; the results of the others are printed and written by then.
+
+    Raises:
+        UserError: with the reason of each.
+    """
+    sentences = [
+        f"{name}: {reason}"
+        for name, result in results.items()
+        if not result["answers"]
+        for reason in result["undefined"].values()
+    ]
+    if sentences:
+        raise UserError("; ".join(sentences))

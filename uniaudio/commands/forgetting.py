@@ -39,6 +39,7 @@ from uniaudio.evaluate.probing.suite_run import probe_held
 from uniaudio.evaluate.probing.task_rows import TaskRows
 from uniaudio.outputs import check_output_folder
 from uniaudio.report.probe_scores import FINGERPRINTS
+from uniaudio.run_records import describe_undefined_scores
 from uniaudio.train.checkpoint.folders import find_stage_ends
 from uniaudio.train.checkpoint.integrity import BASES, CONFIG, MODEL, STATE
 
@@ -203,6 +204,8 @@ def answer_matrix(
         del loaded  # freed before the next one is loaded
         rows.append(tuple(make_higher_better(results[entry]) for entry in entries_by_name))
         for entry, result in results.items():
+            for note in describe_undefined_scores(entry, result):
+                console.print(note, style="dim")
             if result["rows"] != result["examples"] or result["cut"]:
                 counts = format_row_counts(result).replace("\n", ", ")
                 note = f"{entry}: {counts}. {describe_cut_answers(entry, result)}".strip()
@@ -218,8 +221,10 @@ def answer_matrix(
     return {"answers": ScoreMatrix((START, *stages), tuple(entries_by_name), tuple(rows), learned)}
 
 
-def make_higher_better(result: Mapping[str, Any]) -> float:
-    """Return a score of which more is better: an error rate becomes 1 minus itself, at least 0."""
+def make_higher_better(result: Mapping[str, Any]) -> float | None:
+    """Return a score of which more is better: an error rate becomes 1 minus itself, at least 0; None for none."""
+    if result["score"] is None:
+        return None
     value = float(result["score"])
     return max(0.0, 1 - value) if result["metric"] in LOWER_IS_BETTER else value
 

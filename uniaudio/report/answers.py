@@ -11,7 +11,7 @@ from uniaudio.errors import UserError
 from uniaudio.evaluate.metrics.class_averages import CLASS_METRICS
 from uniaudio.evaluate.metrics.text_metrics import LOWER_IS_BETTER, list_class_companions
 from uniaudio.report.significance import ScoreChange, get_score_interval
-from uniaudio.run_records import is_number
+from uniaudio.run_records import describe_undefined_scores, is_number
 
 NAMED = 3  # sets that a sentence names; of more it gives the range
 # of the scored labels, with their titles in the table
@@ -44,8 +44,13 @@ class AnswerRow:
     companions: Mapping[str, float] = field(default_factory=dict)
 
 
-def check_answers(data: Any, where: str) -> dict[str, dict[str, Any]]:
+def check_answers(data: Any, where: str, notes: list[str] | None = None) -> dict[str, dict[str, Any]]:
     """Return what ``uniaudio eval --out`` stored: ``{set: result}``, also from under ``entries`` of a protocol's file.
+
+    Sets whose metric is undefined have no score that could be shown, and are left out.
+
+    Args:
+        notes: gets a sentence about each of these.
 
     Raises:
         UserError: when it is something else.
@@ -56,7 +61,9 @@ def check_answers(data: Any, where: str) -> dict[str, dict[str, Any]]:
             raise UserError(
                 f"{where}: '{name}' holds no metric and score; write it with `uniaudio eval --out`"
             )
-    return entries
+        if notes is not None:
+            notes += [f"{where}: {note}" for note in describe_undefined_scores(name, entry)]
+    return {name: entry for name, entry in entries.items() if entry["score"] is not None}
 
 
 def get_entries(data: Any) -> dict[str, Any]:
@@ -68,8 +75,10 @@ def get_entries(data: Any) -> dict[str, Any]:
 
 
 def is_result(entry: Any) -> bool:
-    """Return whether an entry of a results file holds a metric and its score as a number."""
-    return isinstance(entry, dict) and "metric" in entry and is_number(entry.get("score"))
+    """Return whether an entry of a results file holds a metric and its score as a number, or none for undefined."""
+    if not isinstance(entry, dict) or not {"metric", "score"} <= set(entry):
+        return False
+    return entry["score"] is None or is_number(entry["score"])
 
 
 def has_answers(data: Any) -> bool:

@@ -63,7 +63,7 @@ def read_results(
     for run, file in zip(runs, files, strict=True):
         if file not in answers and not file.is_file():
             continue
-        stored = check_answers(read_json(file), str(file))
+        stored = check_answers(read_json(file), str(file), notes)
         foreign = separate_foreign_answers(stored, run.folder, match)
         of_runs[run.name] = {name: entry for name, entry in stored.items() if name not in foreign}
         for name, entry in foreign.items():
@@ -81,10 +81,13 @@ def read_results(
         if has_answers(data):
             name = file.parent.name if file.stem == "answers" else file.stem
             is_taken = name in of_runs or name in others
-            others[str(file) if is_taken else name] = check_answers(data, str(file))
+            others[str(file) if is_taken else name] = check_answers(data, str(file), notes)
         else:
             scores.append((file, data))
-    return {name: entries for name, entries in of_runs.items() if entries}, others, scores
+    of_runs, others = (
+        {name: entries for name, entries in models.items() if entries} for models in (of_runs, others)
+    )
+    return of_runs, others, scores
 
 
 def separate_foreign_answers(

@@ -17,7 +17,7 @@ from uniaudio.config.run import RunConfig
 from uniaudio.console import WorkProgress, format_duration, format_number, make_console
 from uniaudio.errors import UserError, escape_text
 from uniaudio.launched_processes import LAUNCH_COMMAND, is_launched
-from uniaudio.run_records import is_count, parse_record
+from uniaudio.run_records import describe_undefined_scores, is_count, parse_record
 from uniaudio.train.tracker_kinds import AnswerSample
 from uniaudio.train.trackers import ExperimentTrackers, flatten_numbers, list_tracker_names
 
@@ -100,6 +100,8 @@ class Tracker:
         self.log_event("evaluation", step=step, results=results)
         for name, result in results.items():
             self.say(f"step {step}  {escape_text(name)}  {describe_scores(result)}")
+            for note in describe_undefined_scores(name, result):
+                self.warn(escape_text(note))
         if self.experiments is not None:
             self.experiments.log_evaluation(results, samples, step)
 
@@ -165,7 +167,8 @@ def append_text(path: Path, text: str) -> None:
 
 def describe_scores(result: Mapping[str, Any]) -> str:
     """Return metric, accuracy by label likelihoods and loss of an evaluation set, where it has them."""
-    figures = [f"{result['metric']} {result['score']:.3f}"]
+    score = result["score"]
+    figures = [f"{result['metric']} undefined" if score is None else f"{result['metric']} {score:.3f}"]
     if labels := result.get("labels"):
         by = result["metric"] if result["metric"] in labels else "accuracy"
         figures.append(f"by label {labels[by]:.3f}")

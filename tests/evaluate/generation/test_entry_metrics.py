@@ -12,6 +12,7 @@ from rich.console import Console
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from uniaudio.commands.evaluate import get_row_limit, make_prediction_settings
+from uniaudio.commands.forgetting import make_higher_better
 from uniaudio.config.evaluation import EvaluateConfig
 from uniaudio.config.strict_yaml import dump_yaml
 from uniaudio.data.eval_examples import open_examples
@@ -24,6 +25,7 @@ from uniaudio.errors import UserError
 from uniaudio.evaluate.generation import predictions
 from uniaudio.evaluate.generation.entry_metrics import build_answers_table, evaluate_entry
 from uniaudio.evaluate.generation.predictions import PredictionSettings, answer_loss, tokenize_labels
+from uniaudio.evaluate.metrics.challenge import collect_challenge_scores
 from uniaudio.evaluate.metrics.classification import (
     compute_label_metrics,
     compute_probabilities,
@@ -185,12 +187,27 @@ def test_clips_that_differ_by_rounding_rank_as_equals():
     assert list(sure.argsort()) == [2, 3, 1, 0]
 
 
-def test_a_set_without_usable_rows_is_refused(model_and_set, tone_run):
+def test_a_set_without_usable_rows_has_no_score(model_and_set, tone_run):
     model, format, entry = model_and_set
     for index in range(30, 40):
         (tone_run.parent / "tones" / f"{index}.wav").write_bytes(b"no sound")
-    with pytest.raises(UserError, match=r"tones:tone: no row of split 'test' can be used \(.*\)"):
-        evaluate_entry(model, format, entry, settings())
+    result = evaluate_entry(model, format, entry, settings())
+    reason = "no row of split 'test' can be used (broken audio)"
+    assert result["undefined"] == {"accuracy": reason}
+    assert (result["score"], result["right"], result["loss"], result["metrics"]) == (None, None, None, {})
+    assert (result["examples"], result["rows"], len(result["skipped"]), result["answers"]) == (0, 10, 10, [])
+    assert "labels" not in result
+    console = Console(width=200)
+    with console.capture() as capture:
+        console.print(build_answers_table({"tones:tone": result}))
+    text = " ".join(capture.get().split())
+    assert f"tones:tone: accuracy is undefined: {reason}" in text
+    assert "0 of 10 rows" in text
+    challenge = collect_challenge_scores({"tones:tone": result})
+    assert (challenge["overall"], challenge["scores"]) == (None, {})
+    assert challenge["not_scored"] == {"tones:tone": "accuracy: no row can be used"}
+    with pytest.raises(UserError, match=r"tones:tone: no row of split 'test' can be used \(broken audio\)"):
+        answer_loss(model, format, entry, settings())
 
 
 def test_a_label_that_is_markup_is_refused(chat_tokenizer):
@@ -213,10 +230,33 @@ def test_everything_empty_after_normalising(model_and_set, tone_run):
     recipe = {"recipe": "marked", "train": [line], "evaluate": [line]}
     (tone_run.parent / "marked.yaml").write_text(dump_yaml(recipe))
     entry = load_recipe(str(tone_run.parent / "marked.yaml")).evaluate[0]
-    with pytest.raises(
-        UserError, match=r"all right answers are empty after normalizing; change scoring\.normalize"
-    ):
-        evaluate_entry(model, format, open_examples(entry, None), settings())
+    result = evaluate_entry(model, format, open_examples(entry, None), settings())
+    reason = "all right answers are empty after normalizing (scoring.normalize: words)"
+    assert result["undefined"] == {"wer": reason, "cer": reason}
+    assert (result["score"], result["interval"], result["metrics"], result["intervals"]) == (
+        None,
+        None,
+        {},
+        {},
+    )
+    assert (result["examples"], len(result["answers"])) == (9, 9)
+    assert make_higher_better(result) is None
+    console = Console(width=200)
+    with console.capture() as capture:
+        console.print(build_answers_table({"tones:marks": result}))
+    text = " ".join(capture.get().split())
+    assert f"tones:marks: wer is undefined: {reason}" in text
+    assert text.count("–") == 1
+
+
+def test_captions_of_a_single_row_are_reported_without_cider(model_and_set):
+    pytest.importorskip("aac_metrics", reason="the extra `captions` is not installed")
+    model, format, examples = model_and_set
+    captions = replace(examples.entry.template, labels=None, scoring=Scoring(metric="cider"))
+    one = open_examples(replace(examples.entry, templates=(captions,)), 1)
+    result = evaluate_entry(model, format, one, settings())
+    assert (result["examples"], result["score"], list(result["undefined"])) == (1, None, ["cider"])
+    assert list(result["metrics"]) == ["meteor", "bleu"]
 
 
 def test_the_table_shows_intervals_rows_and_cut_answers():

@@ -73,7 +73,7 @@ def test_intervals_are_those_of_resampling_in_a_loop(monkeypatch):
 def test_answers_are_compared_as_accuracy_compares_them():
     answers = ["Happy", "sad", "sad ", "joyful", "angry"]
     references = [["happy"], ["sad"], ["angry"], ["happy", "Joyful"], ["angry"]]
-    measured = measure_with_companions(answers, references, Scoring(metric="uar"))
+    measured, _ = measure_with_companions(answers, references, Scoring(metric="uar"))
     assert list(measured) == ["uar", "macro_f1", "accuracy"]
     # the second right answer of a clip counts as its class; recalls: happy 2/2, sad 1/1, angry 1/2
     assert measured["uar"].score() == pytest.approx((1 + 1 + 1 / 2) / 3)
@@ -98,8 +98,8 @@ def test_many_different_answers_take_no_more_than_a_row_each():
 
 def test_accuracy_has_companions_where_answers_are_a_closed_set():
     scoring = Scoring()
-    assert list(measure_with_companions(["a"], [["a"]], scoring)) == ["accuracy"]
-    closed = measure_with_companions(["a", "a"], [["a"], ["b"]], scoring, is_closed=True)
+    assert list(measure_with_companions(["a"], [["a"]], scoring)[0]) == ["accuracy"]
+    closed, _ = measure_with_companions(["a", "a"], [["a"], ["b"]], scoring, is_closed=True)
     assert list(closed) == ["accuracy", "uar", "macro_f1"]
     metrics = {name: measure.score() for name, measure in closed.items()}
     companions = list_class_companions({"metric": "accuracy", "metrics": metrics})

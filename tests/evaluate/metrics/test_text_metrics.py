@@ -18,9 +18,10 @@ from transformers.models.whisper.english_normalizer import BasicTextNormalizer
 
 from uniaudio.data.template_file import Scoring
 from uniaudio.errors import UserError
-from uniaudio.evaluate.metrics import text_metrics
+from uniaudio.evaluate.metrics import intervals, text_metrics
 from uniaudio.evaluate.metrics.normalization import normalize_challenge_text, normalize_text
 from uniaudio.evaluate.metrics.text_metrics import (
+    UndefinedScoreError,
     bleu,
     error_rate,
     is_right,
@@ -31,6 +32,7 @@ from uniaudio.evaluate.metrics.text_metrics import (
     tag_precision,
 )
 from uniaudio.evaluate.metrics.tokenization import separate_units
+from uniaudio.run_records import describe_undefined_scores
 
 WORDS = st.lists(st.sampled_from(["a", "b", "c", "d", "e"]), min_size=1, max_size=7).map(" ".join)
 PAIRS = st.lists(st.tuples(WORDS, st.lists(WORDS, min_size=1, max_size=3)), min_size=1, max_size=6)
@@ -134,7 +136,7 @@ def test_cider_equals_its_definition():
     measured = text_metrics.cider(answers, references)
     np.testing.assert_allclose(measured.rows[:, 0], cider_by_loops(answers, references), rtol=1e-6)
     assert measured.score() == pytest.approx(sum(cider_by_loops(answers, references)) / 3)
-    with pytest.raises(UserError, match="at least two clips"):
+    with pytest.raises(UndefinedScoreError, match="two clips or more"):
         text_metrics.cider(answers[:1], references[:1])
 
 
@@ -193,10 +195,54 @@ def test_scores_of_templates():
     assert not is_right("Dog", ["dog"], Scoring(normalize="none"))
     tags = Scoring(metric="map", separator=",")
     assert score_answers(["Rain, dog", "rain"], [["dog,rain"], ["rain"]], tags) == 1
-    measured = measure_with_companions(["a cat"], [["a bat"]], words)
+    measured, _ = measure_with_companions(["a cat"], [["a bat"]], words)
     assert {name: measure.score() for name, measure in measured.items()} == {"wer": 0.5, "cer": 0.2}
-    assert list(measure_with_companions(["a"], [["a"]], tags)) == ["map", "accuracy"]
-    assert list(measure_with_companions(["a"], [["a"]], Scoring(metric="meteor"))) == ["meteor", "bleu"]
+    assert list(measure_with_companions(["a"], [["a"]], tags)[0]) == ["map", "accuracy"]
+    assert list(measure_with_companions(["a"], [["a"]], Scoring(metric="meteor"))[0]) == ["meteor", "bleu"]
+
+
+METRICS = ("accuracy", "uar", "macro_f1", "wer", "cer", "bleu", "meteor", "cider", "map")
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize(
+    ("answers", "references"),
+    [
+        (["a dog"], [["a dog"]]),  # one row
+        ([""], [["a dog"]]),
+        (["", ""], [["a dog"], ["a cat"]]),  # nothing is answered
+        (["a dog", "a cat"], [["a dog"], ["a dog"]]),  # one class
+        (["", ""], [["!"], ["?"]]),  # no right answer has a word
+        (["a", ""], [["!"], ["a b"]]),
+    ],
+)
+def test_no_answers_end_an_evaluation(metric, answers, references):
+    """Every metric has a score that is a number, or says why it has none."""
+    if metric == "cider":
+        pytest.importorskip("aac_metrics", reason="the extra `captions` is not installed")
+    scoring = Scoring(metric=metric, normalize="words")
+    measured, undefined = measure_with_companions(answers, references, scoring, is_closed=True)
+    assert set(measured).isdisjoint(undefined)
+    assert metric in {*measured, *undefined}
+    for measure in measured.values():
+        interval = intervals.compute_interval(measure.clips, measure.resample)
+        assert np.isfinite([measure.score(), *interval]).all()
+    has_no_text = not any(normalize_text(text, "words") for texts in references for text in texts)
+    expected = {"cider"} if len(answers) == 1 else set()
+    expected |= {"wer", "cer", "map", "cider"} if has_no_text else set()
+    assert set(undefined) == expected & {*text_metrics.COMPANIONS.get(metric, ()), metric}
+
+
+def test_an_undefined_metric_leaves_its_companions(monkeypatch):
+    def refuse(answers, references, tokenize):
+        raise UndefinedScoreError("too few")
+
+    monkeypatch.setitem(text_metrics.TEXT_METRICS, "cider", refuse)
+    measured, undefined = measure_with_companions(["a dog"], [["a dog"]], Scoring(metric="cider"))
+    assert undefined == {"cider": "too few"}
+    assert list(measured) == ["meteor", "bleu"]
+    assert describe_undefined_scores("set", {"undefined": undefined}) == ["set: cider is undefined: too few"]
+    assert describe_undefined_scores("set", {"score": 1.0}) == []
 
 
 def test_normalising():

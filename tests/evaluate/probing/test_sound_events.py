@@ -54,6 +54,7 @@ def test_whole_segments_drop_what_is_left_over():
     active = np.zeros((7, 1), dtype=bool)
     active[[2, 6]] = True
     assert pool_whole_segments(active, 3.0, 1.0)[:, 0].tolist() == [True, False]
+    assert pool_whole_segments(active[:2], 3.0, 1.0).shape == (0, 1)  # shorter than a segment
 
 
 @given(st.integers(0, 2**32 - 1), st.sampled_from(["micro", "macro"]))

@@ -13,10 +13,10 @@ from uniaudio.data.eval_examples import EvalExamples
 from uniaudio.data.prompt_tokens import ChatFormat
 from uniaudio.data.template import Template
 from uniaudio.data.template_file import Scoring
-from uniaudio.errors import UserError
 from uniaudio.evaluate.generation.predictions import (
     Prediction,
     PredictionSettings,
+    explain_no_row,
     predict_entry,
     tokenize_labels,
 )
@@ -26,13 +26,14 @@ from uniaudio.evaluate.metrics.classification import (
     compute_label_metrics,
     compute_probabilities,
 )
-from uniaudio.evaluate.metrics.intervals import compute_interval
+from uniaudio.evaluate.metrics.intervals import Summed, compute_interval
 from uniaudio.evaluate.metrics.text_metrics import (
     is_right,
     list_class_companions,
     measure_with_companions,
 )
 from uniaudio.model.audio_lm import AudioLM
+from uniaudio.run_records import describe_undefined_scores
 
 
 def evaluate_entry(
@@ -45,33 +46,28 @@ def evaluate_entry(
     """Ask one evaluation set and return its figures and every answer; every process must call it.
 
     Returns:
-        ``task``, ``metric``, ``score`` with its ``interval`` of 95 %, ``metrics`` and ``intervals`` of it and its
-        companions, ``right`` (share of exactly right answers), ``loss`` (per answer token, of the first right answer;
-        None where all clips were cut into windows whose answers are joined), ``examples`` (rows), ``rows`` (of the
-        whole split, None where that is not known), ``skipped`` (rows with reasons),
+        ``task``, ``metric``, ``score`` with its ``interval`` of 95 % (None where the answers leave the metric
+        undefined), ``metrics`` and ``intervals`` of it and its companions, ``undefined`` (only where there are such
+        metrics: by name, why), ``right`` (share of exactly right answers), ``loss`` (per answer token, of the first
+        right answer; None where all clips were cut into windows whose answers are joined), ``examples`` (rows),
+        ``rows`` (of the whole split, None where that is not known), ``skipped`` (rows with reasons),
         ``cut`` (answers that had not ended after ``max_new_tokens``), ``max_new_tokens``, ``answers``; for a closed set
-        ``labels``, see ``compute_label_metrics``.
-
-    Raises:
-        UserError: when no row can be used, or nothing is left of the right answers after normalising.
+        ``labels``, see ``compute_label_metrics``. Of a set of which no row can be used the metric is undefined, and
+        ``right`` and ``loss`` are None.
     """
     model.eval()
     whole = predict_entry(model, format, examples, settings, advance)
     entry, scoring = examples.entry, examples.entry.template.scoring
-    labels = entry.template.labels if settings.labels else None
+    labels = entry.template.labels if settings.labels and whole.answered else None
     label_tokens = tokenize_labels(labels, format).lengths.tolist() if labels else []
     answered = join_windows(whole.answered, scoring, label_tokens)
     answers, references = [a.answer for a in answered], [a.references for a in answered]
     is_closed = bool(entry.template.labels) and not entry.template.multilabel
-    measured = measure_with_companions(answers, references, scoring, is_closed)
+    measured: dict[str, Summed] = {}
+    undefined: dict[str, str] = {scoring.metric: explain_no_row(examples, whole)}
+    if answered:
+        measured, undefined = measure_with_companions(answers, references, scoring, is_closed)
     metrics = {name: measure.score() for name, measure in measured.items()}
-    empty = [name for name, value in metrics.items() if not np.isfinite(value)]
-    if empty:
-        raise UserError(
-            f"{entry.name}: {empty[0]} has nothing to compare: all right answers are empty after "
-            f"normalizing; change scoring.normalize of template {entry.template.task} (now "
-            f"{scoring.normalize})"
-        )
     intervals = {
         name: compute_interval(len(answered), measure.resample) for name, measure in measured.items()
     }
@@ -79,11 +75,12 @@ def evaluate_entry(
     result = {
         "task": entry.template.task,
         "metric": scoring.metric,
-        "score": metrics[scoring.metric],
-        "interval": intervals[scoring.metric],
+        "score": metrics.get(scoring.metric),
+        "interval": intervals.get(scoring.metric),
         "metrics": metrics,
         "intervals": intervals,
-        "right": sum(item["right"] for item in answer_records) / len(answered),
+        **({"undefined": undefined} if undefined else {}),
+        "right": sum(item["right"] for item in answer_records) / len(answered) if answered else None,
         "loss": whole.loss / whole.tokens if whole.tokens else None,
         "examples": len(answered),
         "rows": len(answered) + len(whole.skips) if examples.sample.addresses is None else examples.rows,
@@ -160,12 +157,18 @@ def build_answers_table(results: dict[str, dict[str, Any]]) -> Table:
             # a companion stands in the line of its figure, below the two lines of the score and its interval
             "\n".join([result["metric"], *[""] * score.count("\n"), *companions]),
             "\n".join([score, *(f"{value:.3f}" for value in companions.values())]),
-            f"{result['right']:.1%}",
+            "" if result["right"] is None else f"{result['right']:.1%}",
             by_label,
             "" if result["loss"] is None else f"{result['loss']:.3f}",
             format_row_counts(result),
         )
-    if notes := [note for name, result in results.items() if (note := describe_cut_answers(name, result))]:
+    notes = [
+        note
+        for name, result in results.items()
+        for note in (*describe_undefined_scores(name, result), describe_cut_answers(name, result))
+        if note
+    ]
+    if notes:
         table.caption, table.caption_justify = "\n".join(notes), "left"
     return table
 
@@ -188,6 +191,8 @@ def describe_cut_answers(name: str, result: Mapping[str, Any]) -> str:
     )
 
 
-def format_with_interval(value: float, ends: Sequence[float] | None) -> str:
-    """Return a score, and its interval in a line below."""
+def format_with_interval(value: float | None, ends: Sequence[float] | None) -> str:
+    """Return a score, and its interval in a line below; a dash where the score is undefined."""
+    if value is None:
+        return "–"
     return f"{value:.3f}" + (f"\n{ends[0]:.3f}–{ends[1]:.3f}" if ends else "")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import NoReturn
 
 import torch
 
@@ -159,14 +158,10 @@ def gather_answers(local: Answers, settings: PredictionSettings) -> Answers:
     )
 
 
-def raise_no_row(examples: EvalExamples, answers: Answers) -> NoReturn:
-    """Refuse a set of which no row could be used, with the reason of the first.
-
-    Raises:
-        UserError: always.
-    """
+def explain_no_row(examples: EvalExamples, answers: Answers) -> str:
+    """Say that no row of a set could be used, with the reason of the first."""
     why = answers.skips[0][1].reason if answers.skips else "the split is empty"
-    raise UserError(f"{examples.entry.name}: no row of split '{examples.entry.split}' can be used ({why})")
+    return f"no row of split '{examples.entry.split}' can be used ({why})"
 
 
 def batch_questions(
@@ -209,8 +204,8 @@ def predict_entry(
     Args:
         advance: called with the number of rows that were answered since.
 
-    Raises:
-        UserError: when no row can be used.
+    Returns:
+        The answers of all processes; none where no row can be used, see ``explain_no_row``.
     """
     template = examples.entry.template
     names = template.labels if settings.labels else None
@@ -232,10 +227,7 @@ def predict_entry(
             answer_batch(model, format, [usable[i] for i in indices], template, labels, settings, local)
             count_rows(usable[i].place for i in indices)
     count_rows(place for place, _ in local.skips)
-    whole = gather_answers(local, settings)
-    if not whole.answered:
-        raise_no_row(examples, whole)
-    return whole
+    return gather_answers(local, settings)
 
 
 def answer_batch(
@@ -300,6 +292,9 @@ def answer_loss(
     """Return the summed loss of the true answers of an evaluation set, and their tokens.
 
     Every process must call it; with ``settings.shared`` each reads its share.
+
+    Raises:
+        UserError: when no row can be used.
     """
     local = Answers()
     for usable in iterate_question_chunks(examples, format, settings, model.count_slots, local):
@@ -307,5 +302,5 @@ def answer_loss(
             add_loss(model, format, [usable[i].example for i in indices], examples.entry.template, local)
     whole = gather_answers(local, settings)
     if not whole.questions:
-        raise_no_row(examples, whole)
+        raise UserError(f"{examples.entry.name}: {explain_no_row(examples, whole)}")
     return whole.loss, whole.tokens

@@ -31,6 +31,7 @@ from uniaudio.evaluate.metrics.text_metrics import error_rate, tag_precision
 SEPARATOR = ";"
 NAMES = {"accuracy": "Accuracy", "wer": "iWER", "cer": "iCER", "map": "mAP"}
 NOT_SCORED = "FENSE and DATE need models from the network"
+NO_ANSWERS = "no row can be used"
 NOTHING_TO_COMPARE = "all right answers are empty after normalizing"
 
 
@@ -86,6 +87,9 @@ def collect_challenge_scores(results: Mapping[str, Mapping[str, Any]]) -> dict[s
     scores: dict[str, dict[str, Any]] = {}
     missing = {}
     for name, result in results.items():
+        if not result["answers"]:
+            missing[name] = f"{result['metric']}: {NO_ANSWERS}"
+            continue
         answers = [item["answer"] for item in result["answers"]]
         references = [item["reference"] for item in result["answers"]]
         scored = compute_challenge_score(result["metric"], answers, references)

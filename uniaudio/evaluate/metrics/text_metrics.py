@@ -10,7 +10,6 @@ import numpy as np
 from scipy.sparse import csr_array
 
 from uniaudio.data.template_file import Scoring
-from uniaudio.errors import UserError
 from uniaudio.evaluate.metrics.class_averages import CLASS_METRICS, measure_class_averages, number_answers
 from uniaudio.evaluate.metrics.intervals import Array, Summed, average_present, divide_sums, make_mean
 from uniaudio.evaluate.metrics.normalization import normalize_text
@@ -40,6 +39,10 @@ COMPANIONS = {
     "macro_f1": ("macro_f1", "uar", "accuracy"),
 }
 CLASS_COMPANIONS = ("accuracy", *CLASS_METRICS)  # of accuracy, where the answers are a closed set
+
+
+class UndefinedScoreError(Exception):
+    """A metric says nothing of these answers; the message says why. Other metrics of the same answers may."""
 
 
 def error_rate(answers: Sequence[str], references: References, unit: str, tokenize: str = "words") -> Summed:
@@ -129,12 +132,12 @@ def cider(answers: Sequence[str], references: References, tokenize: str = "words
     and stays so in resamples. For captions in English, so ``tokenize`` changes nothing.
 
     Raises:
-        UserError: when there is one clip only, in which nothing is rare.
+        UndefinedScoreError: when there is one clip only, in which nothing is rare, or no word in the references.
     """
     if len(answers) < 2:
-        raise UserError(
-            "scoring.metric: cider needs at least two clips, because it weights n-grams by their rarity"
-        )
+        raise UndefinedScoreError("it weights n-grams by their rarity, which needs two clips or more")
+    if not any(truth.split() for truths in references for truth in truths):
+        raise UndefinedScoreError("all right answers are empty after normalizing")
     from aac_metrics.functional.cider_d import cider_d
 
     result = cider_d(list(answers), [list(truths) for truths in references])
@@ -214,8 +217,19 @@ def measure_metric(answers: Sequence[str], references: References, scoring: Scor
         references: all right answers of every clip, at least one each.
 
     Raises:
-        UserError: where the metric cannot be had of these answers, see ``bleu`` and ``cider``.
+        UserError: see ``bleu``. UndefinedScoreError: see ``cider``; where all right answers are empty after
+            normalising.
     """
+    measure = sum_metric(answers, references, scoring, metric)
+    if not np.isfinite(measure.score()):
+        raise UndefinedScoreError(
+            f"all right answers are empty after normalizing (scoring.normalize: {scoring.normalize})"
+        )
+    return measure
+
+
+def sum_metric(answers: Sequence[str], references: References, scoring: Scoring, metric: str) -> Summed:
+    """Return what ``measure_metric`` does, also where its score is no number."""
     if metric in CLASS_METRICS or metric == "accuracy":
         right = [is_right(a, r, scoring) for a, r in zip(answers, references, strict=True)]
         if metric == "accuracy":
@@ -242,8 +256,9 @@ def normalize_tags(text: str, scoring: Scoring) -> str:
 
 def measure_with_companions(
     answers: Sequence[str], references: References, scoring: Scoring, is_closed: bool = False
-) -> dict[str, Summed]:
-    """Return the metric of a template and its companions, by name, the metric itself first.
+) -> tuple[dict[str, Summed], dict[str, str]]:
+    """Return the metric of a template and its companions, by name, the metric itself first; and of those that say
+    nothing of these answers, why.
 
     Args:
         is_closed: an answer is a label of a closed set.
@@ -251,7 +266,14 @@ def measure_with_companions(
     names = COMPANIONS.get(scoring.metric, (scoring.metric,))
     if is_closed and scoring.metric == "accuracy":
         names = CLASS_COMPANIONS
-    return {name: measure_metric(answers, references, scoring, name) for name in names}
+    measured: dict[str, Summed] = {}
+    undefined: dict[str, str] = {}
+    for name in names:
+        try:
+            measured[name] = measure_metric(answers, references, scoring, name)
+        except UndefinedScoreError as problem:
+            undefined[name] = str(problem)
+    return measured, undefined
 
 
 def list_class_companions(result: Mapping[str, Any]) -> dict[str, float]:

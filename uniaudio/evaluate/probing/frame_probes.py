@@ -70,8 +70,8 @@ def events_to_segments(
 def pool_whole_segments(active: Active, rate: float, resolution: float) -> Active:
     """Return windows of ``ceil(resolution * rate)`` frames with what is active in any; the rest falls away (X-ARES)."""
     size = math.ceil(resolution * rate)
-    count = len(active) // size
-    return np.asarray(active[: count * size].reshape(count, size, -1).any(axis=1), dtype=bool)
+    count, classes = len(active) // size, active.shape[1]  # a clip may be shorter than one window
+    return np.asarray(active[: count * size].reshape(count, size, classes).any(axis=1), dtype=bool)
 
 
 def compute_f1(truth: Active, guess: Active, average: str) -> float:
