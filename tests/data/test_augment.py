@@ -176,6 +176,24 @@ def test_any_chain_gives_a_clip_and_the_same_one_again(steps, count, level, seed
     assert len(once) > 0
     if not any("speed" in step for step in steps):
         assert len(once) == count
+    chain = Augmenter(tuple(map(AugmentStep.model_validate, steps)), "test")
+    assert len(once) <= count * chain.longest_stretch + 2 ** len(steps)  # each change rounds to whole samples
+
+
+@pytest.mark.parametrize(
+    ("steps", "stretch"),
+    [
+        ([], 1.0),
+        ([{"gain": {"db": (0, 3)}}, {"spec_augment": {}}], 1.0),
+        ([{"speed": {"factor": (0.8, 1.2)}}], 1.25),
+        ([{"speed": {"factor": (1.25, 2)}}], 0.8),
+        ([{"speed": {"factor": (1.25, 2), "p": 0.5}}], 1.0),
+        ([{"speed": {"factor": (0.5, 1), "p": 0.1}}, {"speed": {"factor": (0.8, 1)}}], 2.5),
+    ],
+)
+def test_the_longest_clip_that_a_chain_can_make(steps, stretch):
+    chain = Augmenter(tuple(map(AugmentStep.model_validate, steps)), "test")
+    assert chain.longest_stretch == pytest.approx(stretch)
 
 
 @pytest.mark.parametrize(

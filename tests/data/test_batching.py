@@ -10,6 +10,7 @@ from helpers.sources import Rows, Shards
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from uniaudio.data.augment import Augmenter, AugmentStep
 from uniaudio.data.batching import PlannedRow, fill_micro_batches, level_micro_batches
 from uniaudio.data.mixture import Mixture, StreamState
 from uniaudio.data.prompt_tokens import ChatFormat
@@ -199,6 +200,29 @@ def test_a_state_is_small(mixture):
     mix = mixture(*[Shards(50, 50) for _ in range(50)], streams=8, pool=256)
     states = [next(mix.iterate_stream(index)).state.to_json() for index in range(8)]
     assert len(json.dumps(states)) < 20_000
+
+
+def with_augmentation(mixture, *steps):
+    augmenter = Augmenter(tuple(map(AugmentStep.model_validate, steps)), "augment")
+    entries = tuple(replace(entry, augmenter=augmenter) for entry in mixture.recipe.train)
+    return replace(mixture, recipe=replace(mixture.recipe, train=entries))
+
+
+def test_a_change_of_speed_counts_by_the_longest_clip_and_nothing_else_changes_the_order(mixture):
+    plain = mixture(Rows(100))
+    loud = with_augmentation(plain, {"gain": {"db": (0, 3)}})
+    slow = with_augmentation(plain, {"gain": {"db": (0, 3)}}, {"speed": {"factor": (0.8, 1.2)}})
+    slower = with_augmentation(plain, {"speed": {"factor": (0.5, 1.2)}})
+    assert loud.fingerprint == plain.fingerprint
+    assert len({mix.fingerprint for mix in (plain, slow, slower)}) == 3
+    assert planned(loud, 0, 4) == planned(plain, 0, 4)
+    batches = planned(slow, 0, 8)
+    for batch in batches:
+        seconds = [row.seconds for row in batch.rows]
+        assert batch.cost == pytest.approx((1.25 * sum(seconds) + len(seconds)) / 20.0)
+        assert batch.cost <= 1
+    middle = batches[len(batches) // 2]
+    assert keys(planned(slow, 0, 8, middle.state)) == keys(batches[len(batches) // 2 + 1 :])
 
 
 def test_the_fingerprint_knows_what_the_order_depends_on(mixture):

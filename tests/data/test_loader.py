@@ -15,6 +15,7 @@ import torch
 from helpers.sources import Rows, Shards
 
 from uniaudio.config.strict_yaml import dump_yaml
+from uniaudio.data.augment import Augmenter, AugmentStep
 from uniaudio.data.eval_examples import iterate_examples, open_examples
 from uniaudio.data.loader import PlanState, describe_sharing, join_states, list_turns, make_loader
 from uniaudio.data.mixture import Mixture
@@ -363,6 +364,25 @@ def test_the_budget_holds_by_what_was_decoded(mixture):
     assert {skip.reason for step in steps for skip in step.skips} == {"stated duration is wrong"}
     ids = {name.rpartition("/")[2] for step in steps for name in step.micro[0].ids}
     assert ids == {source.listed[i][0].rpartition("/")[2] for i in range(1, 30, 2)}
+
+
+@pytest.mark.parametrize("tokens", [None, 80])
+def test_the_budget_holds_by_the_length_after_a_change_of_speed(mixture, recipe, tokens):
+    """Clips of 0.3 to 0.7 s become 0.6 to 1.4 s."""
+    steps = (AugmentStep.model_validate({"speed": {"factor": (0.5, 0.5)}}),)
+    slow = replace(recipe.train[0], augmenter=Augmenter(steps, "augment"))
+    mix = mixture(audio_seconds=3.0, per_example=0.0, tokens=tokens, pool=30, micro_batches=1, streams=1)
+    mix = replace(mix, recipe=replace(recipe, train=(slow,)))
+    steps = list(islice(make_loader(mix, ("tone",), 0, 1, 0, 2), 20))
+    slots = [sum(n // 1280 + 1 for n in step.micro[0].audio.lengths.tolist()) for step in steps]
+    lengths = [length for step in steps for length in step.micro[0].audio.lengths.tolist()]
+    assert max(lengths) > 16000  # they were changed
+    assert all(step.micro[0].audio_seconds <= 3.001 for step in steps)
+    assert all(count <= (tokens or count) for count in slots)
+    assert max(step.cost for step in steps) > 0.5
+    after = steps[4].state
+    again = list(islice(make_loader(mix, ("tone",), 0, 1, 0, 2, after), 3))
+    assert [step.micro[0].ids for step in again] == [step.micro[0].ids for step in steps[5:8]]
 
 
 def test_evaluation_compares_lengths_too(recipe, tmp_path):

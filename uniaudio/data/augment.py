@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -141,6 +142,11 @@ class Augmenter:
     @cached_property
     def transforms(self) -> tuple[Transform, ...]:
         return tuple(step.transform for step in self.steps if isinstance(step.transform, Transform))
+
+    @cached_property
+    def longest_stretch(self) -> float:
+        """The largest ratio of a clip's length after all steps to that before; 1 without ``speed``."""
+        return math.prod(transform.longest_stretch for transform in self.transforms)
 
     def draw_masks(
         self, clips: Sequence[NDArray[np.int16]], rng: random.Random

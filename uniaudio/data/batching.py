@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from uniaudio.data.prompt_tokens import prefix_of
 from uniaudio.data.sources.base import Row
 from uniaudio.data.template import Rendered
+from uniaudio.types import SAMPLE_RATE
 
 if TYPE_CHECKING:  # it draws the rows
     from uniaudio.data.mixture import Mixture
@@ -24,7 +25,8 @@ class PlannedRow:
 
     Args:
         entry: index in the recipe's ``train``. k: number of the draw from it, over all streams.
-        seconds: of all clips. cost: share of a micro-batch's budget. questions: (task, rendered), one per template.
+        seconds: of all clips, before augmentation. cost: share of a micro-batch's budget.
+        questions: (task, rendered), one per template.
     """
 
     entry: int
@@ -36,16 +38,18 @@ class PlannedRow:
 
 
 def compute_row_cost(
-    mixture: Mixture, seconds: float, clips: Sequence[int], questions: Sequence[Rendered]
+    mixture: Mixture, seconds: Sequence[float], questions: Sequence[Rendered], stretch: float = 1.0
 ) -> float:
     """Return the share of a micro-batch's budget that a row takes: the larger one of encoder and decoder.
 
     Args:
-        mixture: with the budget. seconds: of all clips of the row. clips: audio tokens of each.
+        mixture: with the budget. seconds: of every clip of the row. stretch: largest ratio of a clip's length after
+            augmentation to that before; which ratio is drawn is only known when the clip is decoded.
     """
-    audio_share = (seconds + mixture.per_example * len(questions)) / mixture.audio_seconds
+    audio_share = (sum(seconds) * stretch + mixture.per_example * len(questions)) / mixture.audio_seconds
     if mixture.tokens is None:
         return audio_share
+    clips = [mixture.count_slots(round(length * stretch * SAMPLE_RATE)) for length in seconds]
     tokens, known = 0, set()
     for question in questions:
         pieces = mixture.format.encode_prompt(question.prompt)

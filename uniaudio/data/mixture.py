@@ -125,6 +125,9 @@ class Mixture:
             facts += ((self.format.max_text_tokens,),)
         if any(long_clips != LongClips("skip") for long_clips in self.long_clips):
             facts += (self.long_clips,)
+        stretches = [entry.longest_stretch for entry in self.recipe.train]
+        if any(stretch != 1 for stretch in stretches):
+            facts += (("stretch", stretches),)
         return f"{hash_parts(self.seed, repr(facts)):016x}"
 
     @cached_property
@@ -264,7 +267,7 @@ class LogicalStream:
         self.say(f"{name}, row {row.key}")
         try:
             row, seconds = self.fit_clips(index, entry, k, row)
-            clips = self.audio_tokens(seconds)
+            audio_tokens = sum(self.audio_tokens(seconds))
         except RowError as problem:
             skips += [Skip.of(name, row.key, problem)] * num_questions
             return []
@@ -273,13 +276,14 @@ class LogicalStream:
         for template in entry.templates:
             try:
                 rendered = entry.render_question(row, template, rng)
-                self.check_texts(rendered, sum(clips))
+                self.check_texts(rendered, audio_tokens)
                 questions.append((template.task, rendered))
             except RowError as problem:
                 skips.append(Skip.of(name, row.key, problem))
         if not questions:
             return []
-        cost = compute_row_cost(self.mixture, sum(seconds), clips, [rendered for _, rendered in questions])
+        texts = [rendered for _, rendered in questions]
+        cost = compute_row_cost(self.mixture, seconds, texts, entry.longest_stretch)
         return [PlannedRow(index, k, row, sum(seconds), cost, tuple(questions))]
 
     def fit_clips(self, index: int, entry: Entry, k: int, row: Row) -> tuple[Row, list[float]]:

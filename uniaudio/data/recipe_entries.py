@@ -41,6 +41,11 @@ class RecipeEntry:
         raise NotImplementedError
 
     @property
+    def longest_stretch(self) -> float:
+        """The largest ratio of a clip's length after augmentation to that before."""
+        return 1.0 if self.augmenter is None else self.augmenter.longest_stretch
+
+    @property
     def label_sets(self) -> tuple[tuple[str, ...] | None, ...]:
         """The closed sets of the templates."""
         return tuple(template.labels for template in self.templates)

@@ -90,6 +90,11 @@ class Transform(Strict):
     p: float = Field(default=1.0, gt=0, le=1)
     """Probability with which a clip is changed."""
 
+    @property
+    def longest_stretch(self) -> float:
+        """The largest ratio of a clip's length afterwards to that before."""
+        return 1.0
+
     def apply(self, wave: Wave, rng: random.Random) -> Wave:
         """Return the changed samples, float32 ``[S']`` in about -1 to 1."""
         raise NotImplementedError
@@ -179,6 +184,11 @@ class Speed(Transform):
         if not 0.5 <= self.factor[0] <= self.factor[1] <= 2.0:
             raise ValueError("factor must stay between 0.5 and 2")
         return self
+
+    @property
+    def longest_stretch(self) -> float:
+        slowest = 1 / self.factor[0]
+        return slowest if self.p == 1 else max(1.0, slowest)
 
     def apply(self, wave: Wave, rng: random.Random) -> Wave:
         factor = rng.uniform(*self.factor)
