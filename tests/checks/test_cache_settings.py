@@ -72,6 +72,25 @@ def test_augmented_clips_have_no_cache_in_a_stage_that_uses_it(tone_run, capsys,
     assert code == 0  # the stage that augments trains the encoder
 
 
+def test_crops_in_a_stage_that_keeps_frames_are_named_with_their_size(tone_run, capsys):
+    file = tone_run.parent / "tone_recipe.yaml"
+    recipe = yaml.safe_load(file.read_text())
+    recipe["train"][0]["long_clips"] = {"how": "crop", "seconds": 0.5}
+    (tone_run.parent / "cropped.yaml").write_text(yaml.safe_dump(recipe | {"recipe": "cropped"}))
+    long = json.loads(stages({}, {"^encoder": "full"}).removeprefix("stages="))
+    for stage in long:
+        stage |= {"recipe": "cropped", "steps": 3600}
+    settings = [*CACHED, f"stages={json.dumps(long)}", "train.micro_batches=2"]
+    code, said = checked(tone_run, capsys, *settings)
+    assert code == 0
+    # 12 s of audio a step are 12 hours, of 46.08 MB each; the second stage trains the encoder
+    assert said.count("encoders.whisper.cache: stage s0 crops long clips of tones:tone at random places") == 1
+    assert "up to 553 MB in this stage" in said
+    assert "stage s1 crops" not in said
+    code, said = checked(tone_run, capsys, *CACHED)
+    assert "crops long clips" not in said
+
+
 @pytest.mark.parametrize("kind", ["layers", "hconv"])
 def test_operators_that_read_hidden_states_have_no_cache(tone_run, capsys, kind):
     tiny_whisper(seed=1).save_pretrained(tone_run.parent / "second")

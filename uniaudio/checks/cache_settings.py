@@ -6,15 +6,17 @@ from collections.abc import Mapping
 
 import torch
 
+from uniaudio.build.encoders import EncoderHolder
 from uniaudio.build.model import load_stage_recipes
 from uniaudio.config.path_variables import CACHE_VARIABLE, get_cache_root
 from uniaudio.config.run import RunConfig
 from uniaudio.config.stages import Mode
+from uniaudio.distributed import world_size
 from uniaudio.errors import UserError
 from uniaudio.model.cached_encoder import find_cached_parts, has_cache
 from uniaudio.model.encoders.base import AudioEncoder
 from uniaudio.outputs import check_output_folder
-from uniaudio.train.trainable import choose_modes
+from uniaudio.train.trainable import TrainableParameters, choose_modes
 from uniaudio.units import SECONDS_PER_HOUR
 
 
@@ -79,9 +81,47 @@ def list_frozen_stages(config: RunConfig, usual: Mapping[str, Mode], name: str) 
 
 def describe_cache_sizes(encoder: AudioEncoder, config: RunConfig) -> list[str]:
     """Return a sentence on the disk that the frames of each encoder take."""
-    lines = []
+    return [
+        f"encoders.{name}.cache: {format_bytes(size)} on disk per hour of distinct audio"
+        for name, size in measure_cached_hours(encoder, config).items()
+    ]
+
+
+def describe_cached_crops(encoder: AudioEncoder, config: RunConfig) -> list[str]:
+    """Return a sentence for each encoder and stage that would keep the frames of crops.
+
+    A crop is taken at a random place, so its frames are hardly ever read again. It is no mistake where few clips are
+    long enough to be cropped.
+    """
+    if not has_cache(config):
+        return []
+    recipes, usual = load_stage_recipes(config), TrainableParameters.of(EncoderHolder(encoder)).usual
+    notes = []
+    for name, size in measure_cached_hours(encoder, config).items():
+        for index in list_frozen_stages(config, usual, name):
+            stage, entries = config.stages[index], recipes[index].train
+            cropped = [e.name for e in entries if e.long_clips is not None and e.long_clips.how == "crop"]
+            micro_batches = config.train.micro_batches or world_size()
+            seconds = (stage.steps or 0) * micro_batches * stage.budget.audio_seconds
+            hours = stage.hours if stage.hours is not None else seconds / SECONDS_PER_HOUR
+            if cropped:
+                notes.append(
+                    f"encoders.{name}.cache: stage {stage.name} crops long clips of {', '.join(cropped)} at random "
+                    f"places, so their frames are stored anew with every draw, up to {format_bytes(size * hours)} in "
+                    "this stage; use `long_clips: windows` or `skip`, or leave out `cache`"
+                )
+    return notes
+
+
+def measure_cached_hours(encoder: AudioEncoder, config: RunConfig) -> dict[str, float]:
+    """Return the bytes that the frames of an hour of audio take on disk, by the name of the encoder."""
+    sizes = {}
     for name, part in find_cached_parts(encoder, config).items():
         dtype = torch.bfloat16 if config.encoders[name].cache == "bfloat16" else torch.float32
-        size = part.dim * part.frame_rate * dtype.itemsize * SECONDS_PER_HOUR
-        lines.append(f"encoders.{name}.cache: {size / 1e6:,.0f} MB on disk per hour of distinct audio")
-    return lines
+        sizes[name] = part.dim * part.frame_rate * dtype.itemsize * SECONDS_PER_HOUR
+    return sizes
+
+
+def format_bytes(size: float) -> str:
+    """Return a size on disk in MB, and above 10,000 of them in GB."""
+    return f"{size / 1e6:,.0f} MB" if size < 1e10 else f"{size / 1e9:,.0f} GB"

@@ -18,7 +18,11 @@ from uniaudio.build.encoders import EncoderHolder, choose_device, is_run
 from uniaudio.build.model import load_stage_recipes, read_decoder_config
 from uniaudio.build.regression_guard import check_guarded_sets
 from uniaudio.checks.all_rows import build_rows_table, describe_problems, read_all_rows, refuse_many_unusable
-from uniaudio.checks.cache_settings import describe_cache_sizes, describe_unusable_cache
+from uniaudio.checks.cache_settings import (
+    describe_cache_sizes,
+    describe_cached_crops,
+    describe_unusable_cache,
+)
 from uniaudio.checks.decoder import SketchedDecoder, check_questions, sketch_decoder
 from uniaudio.checks.first_rows import QUESTION, TOKENS_PER_WORD, CheckedEntry, check_entry
 from uniaudio.checks.imported_encoders import check_imported_encoders
@@ -229,6 +233,8 @@ def check_encoder_sizes(config: RunConfig, console: Console) -> list[PretrainedC
         print_adapter_size(config, sketch, sum(size for size, _ in sizes.values()), console)
     for text in describe_cache_sizes(sketch, config):
         console.print(text)
+    for text in describe_cached_crops(sketch, config):
+        print_problem(text, console)
     if any(is_run(part.path) for part in config.encoders.values()):
         return []
     folders = [fetch_model_config(part.path, part.revision) for part in config.encoders.values()]

@@ -29,7 +29,7 @@ from uniaudio.build.regression_guard import (
     write_reference,
 )
 from uniaudio.build.stage_data import StageData
-from uniaudio.checks.cache_settings import refuse_useless_caches
+from uniaudio.checks.cache_settings import describe_cached_crops, refuse_useless_caches
 from uniaudio.checks.imported_encoders import check_imported_encoders
 from uniaudio.checks.stages import ParameterNames, check_stage_names, check_stage_rows, sketch_stages
 from uniaudio.commands.check import check_all_names
@@ -255,6 +255,9 @@ class RunModels:
             self.bases["decoder"]["path"] = str(self.kept)
         # ``sketch_stages`` has done this where it had a sketch
         refuse_useless_caches(config, TrainableParameters.of(loaded.model).usual)
+        if is_main() and not continued:
+            for note in describe_cached_crops(loaded.model.encoder, config):
+                make_console().print(note, style="yellow", soft_wrap=True)
         check_stage_names(config, ParameterNames.of(loaded.model))
         self.reference: dict[str, Any] | None = None
         if config.guard is not None and not continued and is_main():
