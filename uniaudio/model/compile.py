@@ -14,7 +14,7 @@ import torch
 import torch._dynamo
 from torch import Tensor, nn
 
-from uniaudio.errors import UserError
+from uniaudio.errors import UserError, read_first_line
 from uniaudio.model.decoder import TextDecoder
 from uniaudio.model.depth_injection import find_stock_layers
 from uniaudio.model.encoders.base import AudioEncoder
@@ -70,9 +70,8 @@ def refuse_without_compiler(device: torch.device) -> None:
     try:
         torch.compile(waves)(torch.ones(8, device=device))
     except (RuntimeError, ImportError, OSError) as problem:
-        reason = next((line.strip() for line in str(problem).splitlines() if line.strip()), "no reason given")
         needs = "Triton and a C compiler" if device.type == "cuda" else "a C++ compiler (g++)"
         raise UserError(
-            f"train.compile: torch cannot compile on this machine ({reason}); install {needs} with Python's headers, "
-            "or leave train.compile out"
+            f"train.compile: torch cannot compile on this machine ({read_first_line(problem)}); install {needs} "
+            "with Python's headers, or leave train.compile out"
         ) from problem

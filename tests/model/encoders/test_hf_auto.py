@@ -15,6 +15,7 @@ from uniaudio.config.trust import Trust
 from uniaudio.errors import UserError
 from uniaudio.model.encoders.hf_auto import find_hidden_states, round_rate
 from uniaudio.model.encoders.registry import load_audio_encoder
+from uniaudio.model.encoders.weights import load_pretrained
 from uniaudio.ragged import Ragged
 
 
@@ -39,6 +40,16 @@ def test_code_of_a_repository_is_not_run_unless_allowed(folder):
     ):
         load(folder)
     assert not ran(folder)
+
+
+def test_an_error_without_a_message_is_named_by_its_class(tmp_path):
+    class Silent:
+        @classmethod
+        def from_pretrained(cls, folder, **settings):
+            raise OSError
+
+    with pytest.raises(UserError, match=r"cannot be loaded as Silent \(OSError\)"):
+        load_pretrained(Silent, tmp_path, None, None)
 
 
 def test_it_keeps_the_contract_once_allowed(folder):

@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 from uniaudio.data.sources.base import BrokenShardError
 from uniaudio.data.sources.http import BLOCK, HttpFile, HttpStream, UnavailableError
 from uniaudio.data.sources.paths import CREDENTIALS, HTTP, is_remote
-from uniaudio.errors import UserError
+from uniaudio.errors import UserError, read_first_line
 from uniaudio.hub_client import PASSING, TRANSPORT
 
 BLOCK_OF_STORE = 8 << 20  # bytes fetched at once from a store; each open shard holds one or two of them
@@ -29,7 +29,7 @@ def classify_error(problem: Exception, what: str) -> Exception:
     """
     if isinstance(problem, UnavailableError):
         return problem  # it says how long to wait
-    reason = (str(problem).strip() or type(problem).__name__).splitlines()[0]
+    reason = read_first_line(problem)
     text = reason if reason.startswith(what) else f"{what}: {reason}"
     if is_refusal(problem):
         return BrokenShardError(f"{text}; {CREDENTIALS}")

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import AutoFeatureExtractor, AutoModel
 
-from uniaudio.errors import UserError
+from uniaudio.errors import UserError, read_first_line
 from uniaudio.model.encoders.feature_extractor import ChunkedAudioEncoder
 from uniaudio.model.encoders.resampled import resample_to
 from uniaudio.model.encoders.weights import build_with_random_weights, load_pretrained
@@ -204,8 +204,9 @@ def load_remote(
             else:
                 model = load_pretrained(AutoModel, folder, None, config, **trust)
     except (OSError, ValueError, ImportError, AttributeError) as problem:
-        reason = (str(problem).strip() or repr(problem)).splitlines()[0]
-        raise UserError(f"{name} cannot be loaded with its feature extractor ({reason})") from problem
+        raise UserError(
+            f"{name} cannot be loaded with its feature extractor ({read_first_line(problem)})"
+        ) from problem
     with here:
         encoder = RemoteAudioEncoder(model.float().eval(), extractor, frame_rate)
     return encoder.to(wanted) if wanted.type == "meta" else encoder

@@ -10,7 +10,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from uniaudio.errors import UserError
+from uniaudio.errors import UserError, read_first_line
 from uniaudio.model.model_files import refuse_unusable_files
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -111,8 +111,9 @@ def load_pretrained(kind: type[Any], folder: Path, seed: int | None, config: Any
                 **settings,
             )
     except (OSError, ValueError, RuntimeError) as problem:
-        reason = str(problem).strip().splitlines()[0]
-        raise UserError(f"{folder} cannot be loaded as {kind.__name__} ({reason})") from problem
+        raise UserError(
+            f"{folder} cannot be loaded as {kind.__name__} ({read_first_line(problem)})"
+        ) from problem
     missing = sorted(report["missing_keys"])
     if missing:
         raise UserError(f"{folder}: tensors of {kind.__name__} are missing: {missing[:3]}")
