@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from uniaudio.data.sources.base import BrokenShardError, Place, Row
 from uniaudio.data.sources.source_kinds import open_source
+from uniaudio.data.sources.url_files import open_by_scheme
 from uniaudio.errors import RowError, UserError
 
 
@@ -73,6 +74,26 @@ def test_a_file_that_is_gone_is_one_bad_row(tmp_path):
     assert numbers([first]) == [(0, 0)]
     assert isinstance(second, RowError)
     assert (second.reason, "gone.wav" in second.detail) == ("missing file", True)
+
+
+def test_a_clip_in_an_archive_is_read_again_after_a_failure(tmp_path, monkeypatch):
+    (tmp_path / "zipped").mkdir()
+    with zipfile.ZipFile(tmp_path / "zipped" / "train.zip", "w") as archive:
+        archive.writestr("metadata.csv", "file_name,n\n0.wav,0\n1.wav,1\n")
+        for n in range(2):
+            archive.writestr(f"{n}.wav", clip_bytes(n))
+    failures, pauses = [ConnectionError("reset"), TimeoutError("slow")], []
+
+    def open_or_fail(url, timeout):
+        if failures:
+            raise failures.pop()
+        return open_by_scheme(url, timeout)
+
+    monkeypatch.setattr("uniaudio.data.sources.hub.open_by_scheme", open_or_fail)
+    monkeypatch.setattr("uniaudio.data.sources.retries.ANSWERED", {})
+    monkeypatch.setattr("uniaudio.data.sources.retries.time.sleep", pauses.append)
+    assert numbers(hub(tmp_path, "zipped").rows()) == [(0, 0), (1, 1)]
+    assert pauses == [1.0, 2.0]
 
 
 def test_a_damaged_file_breaks_its_shard_alone(tmp_path):

@@ -1,7 +1,10 @@
 """Manifests, folders and tables: all rows once, the rest from any place, and what is said about bad input."""
 
+import bz2
 import codecs
+import gzip
 import json
+import lzma
 import math
 import tarfile
 
@@ -112,6 +115,15 @@ def test_a_damaged_parquet_file_is_a_broken_shard_and_all_damaged_a_mistake(parq
         open_source(card(parquet, {"parquet": "data"}), "train")
 
 
+def test_a_library_that_gives_no_reason_is_named_by_its_exception(parquet, monkeypatch):
+    def fail(place):
+        raise OSError
+
+    monkeypatch.setattr(pq, "read_metadata", fail)
+    with pytest.raises(UserError, match=r"train-00000-of-00002\.parquet is not a Parquet file \(OSError\)"):
+        open_source(card(parquet, {"parquet": "data"}), "train")
+
+
 def test_a_damaged_page_breaks_its_row_group_alone(parquet):
     first = min((parquet / "data").iterdir())
     page = pq.read_metadata(first).row_group(1).column(2).data_page_offset
@@ -195,6 +207,25 @@ def test_manifests_name_files_beside_them_anywhere_in_tars_and_parts_of_files(tm
     (folder / "manifest.tsv").write_text("audio\tn\nä.wav\t1\t2\n")
     with pytest.raises(UserError, match=r"none of 1 rows .*line 2: has more fields than the header's 2"):
         open_source(card(tmp_path, {"csv": "Töne 1"}), "train")
+
+
+def test_other_spellings_of_a_path_are_the_same_file(tmp_path):
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "a.wav").write_bytes(clip_bytes(1))
+    write_tar(tmp_path / "dotted.tar", [1, 2], folder="./sub/")
+    write_tar(tmp_path / "plain.tar", [4], folder="sub/")
+    lines = [
+        {"audio": "sub\\a.wav", "n": 1},
+        {"audio": "dotted.tar::sub/0001.flac", "n": 1},
+        {"audio": "dotted.tar::./sub/0002.flac", "n": 2},
+        {"audio": "plain.tar::./sub/0004.flac", "n": 4},
+        {"audio": "sub\\b.wav", "n": 5},
+    ]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    *rows, last = open_source(card(tmp_path, {"jsonl": "rows.jsonl"}), "train").rows()
+    assert numbers(rows) == [(1, 1), (1, 1), (2, 2), (4, 4)]
+    with pytest.raises(RowError, match=r"missing file: \S+b\.wav"):
+        last.audio[0].read_seconds()
 
 
 def test_line_ends_in_a_transcript_and_marks_at_the_beginning_of_a_file(tmp_path):
@@ -365,6 +396,13 @@ def test_broken_lines_of_a_manifest_are_rows_that_cannot_be_used(tmp_path):
         ("line 4", "broken metadata"),
     ]
     assert len(long.columns["n"]) == 250_000
+
+
+@pytest.mark.parametrize("compressor", [gzip, bz2, lzma])
+def test_compressed_manifests_are_mistakes(tmp_path, compressor):
+    (tmp_path / "rows.jsonl.packed").write_bytes(compressor.compress(b'{"audio": "a.wav"}\n'))
+    with pytest.raises(UserError, match=r"rows\.jsonl\.packed is compressed; decompress it"):
+        open_source(card(tmp_path, {"jsonl": "rows.jsonl.packed"}), "train")
 
 
 def test_manifests_of_which_no_row_can_be_read_are_mistakes(tmp_path):

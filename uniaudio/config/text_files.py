@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import re
 import unicodedata
 from pathlib import Path
 
@@ -17,6 +18,9 @@ BYTE_ORDER_MARKS = (
     (codecs.BOM_UTF16_BE, "utf-16-be"),
 )
 
+
+# how files of gzip, bzip2, xz, zstd and zip begin
+COMPRESSED = re.compile(rb"\x1f\x8b|BZh\d1AY&SY|\xfd7zXZ\0|\x28\xb5\x2f\xfd|PK\x03\x04")
 
 NOT_TEXT = "\udcff"  # half a character, so that whatever uses the text refuses it
 
@@ -47,9 +51,12 @@ def read_text_of_rows(path: Path) -> str:
     they are the same bytes again in the name of a file.
 
     Raises:
-        UserError: when the file cannot be read.
+        UserError: when the file cannot be read, or is compressed.
     """
-    _, encoding, content = split_mark(read_bytes(path))
+    content = read_bytes(path)
+    if COMPRESSED.match(content):
+        raise UserError(f"{path} is compressed; decompress it and name the decompressed file")
+    _, encoding, content = split_mark(content)
     return content.decode(encoding, "surrogateescape" if encoding == "utf-8" else "uniaudio_not_text")
 
 

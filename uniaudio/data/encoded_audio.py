@@ -75,7 +75,8 @@ EncodedAudio = LocalAudio | RemoteClip
 def require_file(source: LocalAudio) -> LocalAudio:
     """Return audio whose file is there, for reading a pipe would wait for ever.
 
-    A manifest and a file system may write one name in two ways, with accents composed or not: it is the same file.
+    A manifest and a file system may write one name in two ways, with accents composed or not, with slashes or
+    backslashes: it is the same file.
 
     Raises:
         RowError: "missing file".
@@ -83,8 +84,8 @@ def require_file(source: LocalAudio) -> LocalAudio:
     path = source.path if isinstance(source, FilePart) else source
     if not isinstance(path, Path) or path.is_file():
         return source
-    for form in ("NFC", "NFD"):
-        spelled = Path(unicodedata.normalize(form, str(path)))
+    written = dict.fromkeys([str(path), str(path).replace("\\", "/")])
+    for spelled in (Path(unicodedata.normalize(form, text)) for text in written for form in ("NFC", "NFD")):
         if spelled.is_file():
             return replace(source, path=spelled) if isinstance(source, FilePart) else spelled
     raise RowError("missing file", f"{path} is a folder" if path.is_dir() else str(path))

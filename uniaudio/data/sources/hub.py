@@ -20,7 +20,6 @@ from uniaudio.data.field_values import Classes
 from uniaudio.data.sources.audio_columns import explain_missing_audio, make_row
 from uniaudio.data.sources.base import (
     UNREAD,
-    BrokenShardError,
     Place,
     Row,
     ShardedSource,
@@ -30,6 +29,7 @@ from uniaudio.data.sources.base import (
     read_row_or_error,
 )
 from uniaudio.data.sources.class_names import collect_classes, make_column_namings, name_class_columns
+from uniaudio.data.sources.file_fingerprints import describe_files
 from uniaudio.data.sources.folder_walk import is_clip
 from uniaudio.data.sources.http import VERSIONS, FileVersion
 from uniaudio.data.sources.hub_folder import HubFolderSource, is_metadata
@@ -37,12 +37,18 @@ from uniaudio.data.sources.hub_repository import HubFile, HubRepository, describ
 from uniaudio.data.sources.parquet import ParquetSource, Shard
 from uniaudio.data.sources.parquet_values import convert_table
 from uniaudio.data.sources.paths import TARS, is_remote
-from uniaudio.data.sources.saved_datasets import is_saved_dataset, stream_saved_dataset
+from uniaudio.data.sources.retries import call_patiently
+from uniaudio.data.sources.saved_datasets import (
+    fingerprint_saved_split,
+    is_saved_dataset,
+    stream_saved_dataset,
+)
 from uniaudio.data.sources.url_files import convert_source_errors, open_by_scheme, wait_for_hub
 from uniaudio.data.sources.webdataset import WebDatasetSource
 from uniaudio.errors import RowError, UserError, convert_to_user_error
 from uniaudio.hub_client import call_hub, convert_hub_errors, convert_hub_refusals
 
+CHAINED = "::"  # in URLs of fsspec, between a file and the archive that it is in
 AT_ONCE = 32  # rows in memory at the same time, beside what `datasets` itself reads ahead
 # suffixes of what lies beside data
 NO_DATA = frozenset(["", ".md", ".txt", ".py", ".yaml", ".yml", ".png", ".jpg", ".pdf"])
@@ -161,7 +167,7 @@ class StreamedSource(ShardedSource):
     ) -> None:
         import datasets  # slow to import, and only needed here
 
-        self.card, self.split, self.repository = card, split, repository
+        self.card, self.split, self.place, self.repository = card, split, place, repository
         load, stored = card.load, card.split(split)
         commit = repository.commit if repository is not None else None
         refusals = convert_hub_refusals(what, load.location, load.revision, "dataset")
@@ -170,6 +176,7 @@ class StreamedSource(ShardedSource):
                 stream = stream_saved_dataset(Path(place), stored.name)
             else:
                 builder = call_hub(lambda: datasets.load_dataset_builder(place, load.config, revision=commit))
+                self.files = list_builder_files(builder, stored.name)
                 if hasattr(builder.config, "decode_num_threads"):  # a step that could not be taken away again
                     builder.config.decode_num_threads = 0
                 stream = call_hub(lambda: builder.as_streaming_dataset(split=stored.name))
@@ -195,8 +202,10 @@ class StreamedSource(ShardedSource):
         if self.repository is not None:
             files = self.repository.files.values()
             return hash_values([(file.path, file.hash) for file in files if not file.path.endswith(".md")])
-        facts = self.data.info
-        return hash_values([*self.shards, self.card.load.revision, facts.version, facts.dataset_size])
+        folder, split = Path(self.place), self.card.split(self.split).name
+        is_saved = is_saved_dataset(folder)
+        facts = fingerprint_saved_split(folder, split) if is_saved else describe_files(self.files)
+        return hash_values([len(self.shards), *facts])
 
     def shard_text_rows(self, shard: int) -> Iterator[Row | RowError]:
         """Yield the rows of a shard without the columns of clips, where the columns are known."""
@@ -248,11 +257,28 @@ class StreamedSource(ShardedSource):
         path = value.get("path") if isinstance(value, Mapping) else value
         if not isinstance(path, str) or not is_remote(path):
             return value
-        try:
-            with open_by_scheme(path, self.card.load.timeout) as file:
-                return {"bytes": file.readall(), "path": path}
-        except BrokenShardError as problem:
-            raise RowError("missing file", str(problem)) from problem
+        read = partial(read_by_scheme, path, self.card.load.timeout)
+        return {"bytes": call_patiently(read, path.rpartition(CHAINED)[2]), "path": path}
+
+
+def read_by_scheme(url: str, timeout: float) -> bytes:
+    """Return a whole file.
+
+    Raises:
+        BrokenShardError: when it is not there. OSError: when another try may help.
+    """
+    with open_by_scheme(url, timeout) as file:
+        return file.readall()
+
+
+def list_builder_files(builder: Any, split: str) -> list[str]:
+    """Return the files and URLs of a split that a builder of `datasets` reads; those of all splits where it has none
+    of this name.
+    """
+    by_split = {
+        str(name): [str(file) for file in files] for name, files in (builder.config.data_files or {}).items()
+    }
+    return by_split.get(split) or [file for files in by_split.values() for file in files]
 
 
 def give_advice(load: Load) -> str:

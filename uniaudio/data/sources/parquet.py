@@ -34,12 +34,13 @@ from uniaudio.data.sources.class_names import (
     read_folder_features,
     read_schema_features,
 )
+from uniaudio.data.sources.file_fingerprints import name_places
 from uniaudio.data.sources.http import BLOCK, HttpFile
 from uniaudio.data.sources.parquet_values import convert_audio_value, convert_table
 from uniaudio.data.sources.paths import is_remote, read_size, shorten_names
 from uniaudio.data.sources.split_files import list_split_files
 from uniaudio.data.sources.url_files import classify_error, open_in_jumps
-from uniaudio.errors import RowError, UserError
+from uniaudio.errors import RowError, UserError, read_first_line
 
 AT_ONCE = 32  # rows whose audio is in memory at the same time
 # bytes: columns of a remote row group up to this length are fetched in one request
@@ -109,9 +110,10 @@ class ParquetSource(ShardedSource):
         )
 
     def fingerprint(self, columns: Collection[str]) -> str:
-        return hash_values(
-            [self.shards, [(read_size(shard.place), shard.rows, shard.start) for shard in self.table]]
-        )
+        places = [shard.place for shard in self.table]
+        names = name_places(places)  # the folder may be moved
+        facts = [(shard.rows, shard.start) for shard in self.table]
+        return hash_values([*zip(names, map(read_size, places), facts, strict=True)])
 
     def shard_text_rows(self, shard: int) -> Iterator[Row | RowError]:
         """Yield the rows of a shard without reading the columns of clips, but for the names that they have in it."""
@@ -314,10 +316,10 @@ def list_local_shards(place: str, name: str) -> list[Shard]:
     try:
         metadata = pq.read_metadata(place)
     except (OSError, pyarrow.ArrowException) as problem:
-        return [Shard(place, name, damage=str(problem).splitlines()[0])]
+        return [Shard(place, name, damage=read_first_line(problem))]
     shards, start = [], 0
     for group in range(metadata.num_row_groups):
         rows = metadata.row_group(group).num_rows
         shards.append(Shard(place, name, range(group, group + 1), start, rows=rows))
         start += rows
-    return shards or [Shard(place, name, range(0))]
+    return shards or [Shard(place, name, range(0), rows=0)]

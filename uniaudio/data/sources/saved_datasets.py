@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from uniaudio.data.sources.file_fingerprints import describe_files
 from uniaudio.errors import UserError, convert_to_user_error
 
 DICT_FILE, STATE_FILE = "dataset_dict.json", "state.json"  # of a DatasetDict, of a Dataset
@@ -44,6 +45,14 @@ def describe_saved_dataset(folder: Path) -> SavedDataset:
     if not clips:
         raise UserError(f"{folder}: none of its columns {', '.join(features)} has the type Audio")
     return SavedDataset(splits, features, clips)
+
+
+def fingerprint_saved_split(folder: Path, split: str) -> list[Any]:
+    """Return what tells whether a split is still the same: the fingerprint by `datasets`, and its files."""
+    inside = folder / split if (folder / DICT_FILE).is_file() else folder
+    state = json.loads((inside / STATE_FILE).read_text(encoding="utf-8"))
+    files = [str(inside / file["filename"]) for file in state["_data_files"]]
+    return [state.get("_fingerprint"), describe_files(files)]
 
 
 def list_audio_features(features: Mapping[str, Any]) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import posixpath
 import tarfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -173,12 +174,16 @@ def parse_long_name(info: tarfile.TarInfo, content: bytes) -> str | None:
 
 @lru_cache(maxsize=64)
 def list_archive_members(archive: Path) -> Mapping[str, FilePart]:
-    """Return where the files of a tar lie, by their names: those before the damage, where there is some."""
+    """Return where the files of a tar lie, by their names without ``./``: those before the damage, where there is
+    some.
+    """
     members_by_name: dict[str, FilePart] = {}
     with contextlib.suppress(OSError, tarfile.TarError), tarfile.open(archive, "r:") as tar:
         for member in tar:
             if member.isfile():
-                members_by_name[member.name] = FilePart(archive, member.offset_data, member.size)
+                members_by_name[posixpath.normpath(member.name)] = FilePart(
+                    archive, member.offset_data, member.size
+                )
     return members_by_name
 
 
@@ -193,7 +198,7 @@ def find_archive_member(archive: Path, member: str) -> FilePart:
     if find_codec(str(archive)) is not None:
         detail = f"{archive} is compressed, so its files cannot be read one by one; decompress it"
         raise RowError("missing file", detail)
-    members = list_archive_members(archive)
-    if member not in members:
+    members, name = list_archive_members(archive), posixpath.normpath(member)
+    if name not in members:
         raise RowError("missing file", f"{archive} holds no {member} (or is damaged before it)")
-    return members[member]
+    return members[name]

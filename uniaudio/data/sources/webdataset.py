@@ -25,6 +25,7 @@ from uniaudio.data.sources.base import (
     read_row_or_error,
 )
 from uniaudio.data.sources.compressed import PausedReaders
+from uniaudio.data.sources.file_fingerprints import name_places
 from uniaudio.data.sources.folder_walk import is_clip
 from uniaudio.data.sources.paths import TARS, find_codec, read_size, shorten_names
 from uniaudio.data.sources.split_files import list_split_files
@@ -61,7 +62,7 @@ class WebDatasetSource(ShardedSource):
         self.names = shorten_names(self.shards)
 
     def fingerprint(self, columns: Collection[str]) -> str:
-        return hash_values([self.shards, [read_size(place) for place in self.shards]])
+        return hash_values([*zip(name_places(self.shards), map(read_size, self.shards), strict=True)])
 
     def read(self, shard: int, place: Place) -> Iterator[tuple[Row | RowError | None, Place]]:
         last = place
