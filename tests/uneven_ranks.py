@@ -1,7 +1,7 @@
 """A process of two: trains a MoWE and a mixture of experts whose ranks route differently, under named engines.
 
 Usage: python uneven_ranks.py ddp|zero0|zero1|zero2|zero3|fsdp2 ... The main process prints its figures as JSON in the
-last line.
+last line. Under some engines it also trains a model that leaves parts out.
 """
 
 import json
@@ -11,7 +11,7 @@ import torch
 from broken_step import accelerator_for
 from torch import nn
 
-from uniaudio.distributed import gather_objects, is_main, rank, shutdown_process_group
+from uniaudio.distributed import gather_objects, is_main, rank, shutdown_process_group, world_size
 from uniaudio.launched_processes import end_without_teardown
 from uniaudio.model.encoders.base import AudioEncoder
 from uniaudio.model.fusion.moe import MoeFusion
@@ -20,6 +20,9 @@ from uniaudio.ragged import Ragged
 from uniaudio.train.auxiliary_losses import AuxiliaryLosses
 from uniaudio.train.engines.accelerator import make_engine
 from uniaudio.types import Encoded
+
+LEAVE_OUT = ("ddp", "fsdp2")  # engines under which a micro-batch may leave out parts of the model
+MICRO = 2  # micro-batches of a rank in a step of such a model
 
 
 class Little(AudioEncoder):
@@ -104,6 +107,60 @@ class Experts(nn.Module):
         return fused.frames.values, dict(fused.losses)
 
 
+class Parts(nn.Module):
+    """Four linear maps, of which a micro-batch goes through one; the last is never reached."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(2)
+        self.maps = nn.ModuleList(nn.Linear(4, 4) for _ in range(4))
+
+    def forward(self, given, chosen):
+        return self.maps[chosen](given).square().sum()
+
+
+def part_batch(step, place):
+    """Return a micro-batch and the map that it goes through: others on each rank, in each micro-batch and step."""
+    rows = torch.randn(3, 4, generator=torch.Generator().manual_seed(10 * step + place))
+    return rows, (step + place) % 3
+
+
+def part_optimizer(model):
+    return torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.1)
+
+
+def parts_alone(steps):
+    """Return the weights after steps of one process by torch alone; what has no gradient counts as having one of 0."""
+    model = Parts()
+    optimizer = part_optimizer(model)
+    for step in range(steps):
+        places = range(MICRO * world_size())
+        (sum(model(*part_batch(step, place)) for place in places) / len(places)).backward()
+        for parameter in model.parameters():
+            parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        optimizer.step()
+        optimizer.zero_grad()
+    return {name: parameter.detach() for name, parameter in model.named_parameters()}
+
+
+def parts_under(name, steps=4):
+    """Return how far the weights of both ranks are from those of one process after steps of two micro-batches."""
+    accelerator, config = accelerator_for(name, clip=1e9)
+    model = Parts()
+    engine = make_engine(accelerator, model, part_optimizer(model), config)
+    for step in range(steps):
+        for index in range(MICRO):
+            with engine.exchange(index == MICRO - 1):
+                loss = engine.forward(*part_batch(step, index * world_size() + rank()))
+                engine.backward(loss / MICRO)  # ranks are averaged over
+        engine.step(config.train.clip)
+    expected = parts_alone(steps)
+    off = [(whole.weight - expected[whole.name]).abs().max().item() for whole in engine.list_trained()]
+    assert len(off) == len(expected)
+    engine.close()
+    return max(max(of_rank) for of_rank in gather_objects(off))
+
+
 def mowe_by_rank():
     """Return a MoWE in which all clips of a rank go to one weak encoder."""
     torch.manual_seed(0)
@@ -129,7 +186,8 @@ def under(engine):
     seen = gather_objects([mowe.encoders[name].seen[0] for name in ("first", "second", "third")])
     frames = Ragged(torch.randn(7, 4, generator=generator), torch.tensor([3, 4]))
     mixed, more = steps(engine, Experts(), frames)
-    return {"mowe": routed, "moe": mixed, "clips_seen": seen, "weights": [weights, more]}
+    figures = {"mowe": routed, "moe": mixed, "clips_seen": seen, "weights": [weights, more]}
+    return {**figures, "parts_off": parts_under(engine)} if engine in LEAVE_OUT else figures
 
 
 def main():

@@ -88,3 +88,10 @@ def test_uneven_routes_give_the_same_numbers_under_every_engine(engine, uneven):
         assert message[kind] == pytest.approx(ddp[kind], rel=1e-5)
     for weights, expected in zip(message["weights"], ddp["weights"], strict=True):
         assert weights == pytest.approx(expected, rel=1e-4, abs=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["ddp", "fsdp2"])
+def test_parts_that_a_micro_batch_leaves_out_have_a_gradient_of_zero(engine, uneven):
+    """Some are reached on one rank alone, some in the first micro-batch of a step alone, and one never."""
+    assert uneven[engine]["parts_off"] < 1e-6

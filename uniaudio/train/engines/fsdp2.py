@@ -55,7 +55,9 @@ class Fsdp2Engine(Engine):
         policy = CPUOffloadPolicy() if offload else OffloadPolicy()
         for layer in find_decoder_layers(plain):
             fully_shard(layer, mesh=mesh, reshard_after_forward=reshard, offload_policy=policy)
-        fully_shard(plain, mesh=mesh, reshard_after_forward=False, offload_policy=policy)
+        root: Any = fully_shard(plain, mesh=mesh, reshard_after_forward=False, offload_policy=policy)
+        # a parameter without a gradient on one rank alone would else give the ranks buffers of different sizes
+        root.set_reduce_scatter_unused_params(True)
         for method in METHODS:
             if hasattr(plain, method):
                 register_fsdp_forward_method(plain, method)
