@@ -108,7 +108,7 @@ def evaluate_once(recipe, format):
             chunks = iterate_question_chunks(examples, format, settings, lambda n: n // 1280 + 1, answers)
             usable = sum(map(len, chunks))
             check_skips(skip for _, skip in answers.skips)
-            assert usable == answers.questions
+            assert usable == len(answers.questions)
             assert usable + len(answers.skips) == examples.size
 
 

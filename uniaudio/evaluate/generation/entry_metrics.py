@@ -72,6 +72,7 @@ def evaluate_entry(
         name: compute_interval(len(answered), measure.resample) for name, measure in measured.items()
     }
     answer_records = [describe_answer(item, scoring) for item in answered]
+    loss, tokens = whole.sum_losses()
     result = {
         "task": entry.template.task,
         "metric": scoring.metric,
@@ -81,7 +82,7 @@ def evaluate_entry(
         "intervals": intervals,
         **({"undefined": undefined} if undefined else {}),
         "right": sum(item["right"] for item in answer_records) / len(answered) if answered else None,
-        "loss": whole.loss / whole.tokens if whole.tokens else None,
+        "loss": loss / tokens if tokens else None,
         "examples": len(answered),
         "rows": len(answered) + len(whole.skips) if examples.sample.addresses is None else examples.rows,
         "cut": sum(item.is_cut for item in answered),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -88,16 +88,19 @@ class Answers:
 
     Args:
         skips: (place, reason) of rows that could not be used.
-        loss: summed over the tokens of the first right answers. tokens: their number. Both without windows whose
-            answers are joined: none of them is to give the whole answer.
-        questions: how many could be used.
+        losses: (place, loss summed over the tokens of the first right answer, their number) of questions, without
+            windows whose answers are joined: none of them is to give the whole answer.
+        questions: places of those that could be used.
     """
 
     answered: list[Prediction] = field(default_factory=list)
     skips: list[tuple[int, Skip]] = field(default_factory=list)
-    loss: float = 0.0
-    tokens: int = 0
-    questions: int = 0
+    losses: list[tuple[int, float, int]] = field(default_factory=list)
+    questions: list[int] = field(default_factory=list)
+
+    def sum_losses(self) -> tuple[float, int]:
+        """Return the summed loss and the number of its tokens."""
+        return sum(loss for _, loss, _ in self.losses), sum(tokens for _, _, tokens in self.losses)
 
 
 def iterate_question_chunks(
@@ -112,7 +115,7 @@ def iterate_question_chunks(
 
     Args:
         count_slots: audio tokens of a clip of so many samples.
-        answers: takes up the rows that cannot be asked, and the number of questions that can.
+        answers: takes up the rows that cannot be asked, and the places of questions that can.
         longest: the label of most tokens, where all labels are scored.
     """
     chunk: list[Question] = []
@@ -132,7 +135,7 @@ def iterate_question_chunks(
             answers.skips.append((place, Skip.of(examples.entry.dataset.name, example.id, problem)))
             continue
         chunk.append(Question(place, example, references))
-        answers.questions += 1
+        answers.questions.append(place)
         seconds += sum(map(len, example.clips)) / SAMPLE_RATE
         if seconds > CHUNK_SECONDS:
             yield chunk
@@ -144,7 +147,7 @@ def iterate_question_chunks(
 def gather_answers(local: Answers, settings: PredictionSettings) -> Answers:
     """Put the answers of all processes together, on all of them, in the order of the source and of their windows.
 
-    A row of which a window cannot be used has no answer, and is skipped once.
+    A row of which a window cannot be used has no answer and no loss, and is skipped once.
     """
     parts = gather_objects(local) if settings.shared else [local]
     skips = {place: skip for part in parts for place, skip in reversed(part.skips)}
@@ -152,9 +155,8 @@ def gather_answers(local: Answers, settings: PredictionSettings) -> Answers:
     return Answers(
         sorted(answered, key=lambda item: (item.place, item.window or (0.0, 0.0))),
         sorted(skips.items(), key=lambda item: item[0]),
-        sum(part.loss for part in parts),
-        sum(part.tokens for part in parts),
-        sum(part.questions for part in parts),
+        [loss for part in parts for loss in part.losses if loss[0] not in skips],
+        [place for part in parts for place in part.questions if place not in skips],
     )
 
 
@@ -255,10 +257,11 @@ def answer_batch(
         scores = [tuple(row) for row in rows]
     if labels is not None and template.labels is not None and not template.multilabel:
         truth = [template.labels.index(example.answer) for example in examples]
-        answers.loss -= sum(row[k] for row, k in zip(rows, truth, strict=True))
-        answers.tokens += int(labels.lengths[truth].sum())
+        tokens = labels.lengths[truth].tolist()
+        for question, row, k, count in zip(questions, rows, truth, tokens, strict=True):
+            answers.losses.append((question.place, -row[k], count))
     else:  # a list of labels is none of them
-        add_loss(model, format, examples, template, answers)
+        add_losses(model, format, questions, template, answers)
     answers.answered += [
         Prediction(
             question.place,
@@ -273,16 +276,21 @@ def answer_batch(
     ]
 
 
-def add_loss(
-    model: AudioLM, format: ChatFormat, examples: Sequence[Example], template: Template, answers: Answers
+def add_losses(
+    model: AudioLM, format: ChatFormat, questions: Sequence[Question], template: Template, answers: Answers
 ) -> None:
-    """Add the loss of the true answers of some questions, without windows whose answers are joined."""
+    """Add the losses of the true answers of some questions, without windows whose answers are joined."""
     joins = template.scoring.metric in JOINED_METRICS
-    whole = [example for example in examples if not (joins and example.window is not None)]
-    if whole:
-        device = next(model.parameters()).device
-        loss = model(collate(whole, format, model.count_slots, (template.task,)).to(device))
-        answers.loss, answers.tokens = answers.loss + float(loss.total), answers.tokens + loss.answer_tokens
+    whole = [question for question in questions if not (joins and question.example.window is not None)]
+    if not whole:
+        return
+    # the model adds losses up by task: with a task for each question they come one by one
+    tasks = tuple(map(str, range(len(whole))))
+    examples = [replace(question.example, task=task) for question, task in zip(whole, tasks, strict=True)]
+    device = next(model.parameters()).device
+    batch = collate(examples, format, model.count_slots, tasks).to(device)
+    for question, (loss, tokens, _) in zip(whole, model(batch).per_task.tolist(), strict=True):
+        answers.losses.append((question.place, loss, round(tokens)))
 
 
 @torch.no_grad()
@@ -299,8 +307,8 @@ def answer_loss(
     local = Answers()
     for usable in iterate_question_chunks(examples, format, settings, model.count_slots, local):
         for indices in batch_questions(usable, settings.batch_seconds):
-            add_loss(model, format, [usable[i].example for i in indices], examples.entry.template, local)
+            add_losses(model, format, [usable[i] for i in indices], examples.entry.template, local)
     whole = gather_answers(local, settings)
     if not whole.questions:
         raise UserError(f"{examples.entry.name}: {explain_no_row(examples, whole)}")
-    return whole.loss, whole.tokens
+    return whole.sum_losses()
