@@ -434,6 +434,15 @@ def test_the_data_of_a_round_are_closed_before_those_of_the_next_are_opened(two_
     assert len(opened) == 3
 
 
+def test_notes_on_the_data_of_a_stage_are_printed_once_and_not_in_every_round(two_tasks, capsys):
+    balance = {"every": 1, "examples": 2}
+    stage = {"recipe": "two", "steps": 3, "balance": balance}
+    code, folder = run(two_tasks, "out", [stage], "data.workers=3", "data.streams=2")
+    assert code == 0
+    assert len(events(folder, "balance")) == 2
+    assert capsys.readouterr().out.count("1 workers are not started") == 1
+
+
 @pytest.mark.parametrize("action", ["alarm", "stop"])
 def test_a_guarded_set_that_gets_worse_is_reported_or_ends_the_run(tone_run, action, capsys, monkeypatch):
     """The score stands in for a probe: how near the encoder's frames are to those of the start, 1 to 0."""

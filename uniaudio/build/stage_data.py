@@ -103,7 +103,8 @@ class StageData:
             if skipped := describe_left_out(source.left_out):
                 notes.append(f"{entry.name}, split {entry.split}: skipped: {skipped}")
             notes += entry.augmenter.list_notes() if entry.augmenter is not None else []
-        for note in notes if is_main() and state is None else ():
+        # once for a stage, at its beginning
+        for note in notes if is_main() and state is None and not balance.round else ():
             make_console().print(note, style="yellow")
         position = PlanState.from_json(state) if state else PlanState.at_beginning(mixture)
         steps = make_loader(
