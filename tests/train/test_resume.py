@@ -91,7 +91,7 @@ def test_a_finished_run_says_so_once_and_goes_on_with_more_steps(begun_run, tone
     assert contents(begun_run) == before
     assert events(begun_run).count("finished") == 1
     with pytest.raises(
-        UserError, match=r"finished run.*encoders.whisper.lr: 0.001 -> 0.01; raise stages.0.steps"
+        UserError, match=r"finished run.*encoders.whisper.lr: 0.001 -> 0.01; raise train.max_steps to"
     ):
         train(tone_run, "encoders.whisper.lr=0.01", resume="yes")
     assert contents(begun_run) == before
@@ -103,6 +103,21 @@ def test_a_finished_run_says_so_once_and_goes_on_with_more_steps(begun_run, tone
     assert events(begun_run).count("finished") == 1
     assert latest_checkpoint(begun_run).name == "step-000006"
     assert "lr: 0.01" in (begun_run / "config.yaml").read_text()
+
+
+def test_a_stage_that_is_shortened_to_what_is_done_leaves_nothing_to_do(begun_run, tone_run):
+    before = contents(begun_run)
+    with pytest.raises(UserError) as refused:
+        train(tone_run, "train.max_steps=null", "stages.0.steps=4", "train.clip=2", resume="yes")
+    assert str(refused.value) == (
+        "nothing is left to do: with train.clip: 1.0 -> 2.0; stages.0.steps: 8 -> 4, the run is finished at step 4, "
+        f"which is done ({latest_checkpoint(begun_run)}); raise stages.0.steps to continue, or restore the settings"
+    )
+    with pytest.raises(UserError, match=r"raise stages.0.steps and train.max_steps to continue"):
+        train(tone_run, "train.max_steps=4", "stages.0.steps=4", resume="yes")
+    with pytest.raises(UserError, match=r"have no effect: stages.0.steps: 8 -> 9; raise train.max_steps to"):
+        train(tone_run, "train.max_steps=4", "stages.0.steps=9", resume="yes")
+    assert contents(begun_run) == before
 
 
 def test_everything_in_a_run_folder_has_the_users_permissions(begun_run):

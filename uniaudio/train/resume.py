@@ -105,12 +105,25 @@ def check_resume(config: RunConfig, checkpoint: Checkpoint) -> list[SettingChang
             "(encoders.NAME.path may name this run)"
         )
     if changes and is_finished(position, config):
-        raise UserError(
-            f"{checkpoint.path} is the end of a finished run, so these settings would have no "
-            f"effect: {'; '.join(map(str, changes))}; raise stages.{len(config.stages) - 1}.steps "
-            "(or train.max_steps) to continue, or restore them"
-        )
+        raise UserError(explain_finished_run(config, checkpoint, changes))
     return changes
+
+
+def explain_finished_run(config: RunConfig, checkpoint: Checkpoint, changes: Sequence[SettingChange]) -> str:
+    """Return why no step is left to do after a checkpoint, though settings have changed, and what to raise."""
+    position, last = TrainState.from_state(checkpoint.state), len(config.stages) - 1
+    stage = config.stages[last]
+    length = f"stages.{last}.{'hours' if stage.steps is None else 'steps'}"
+    ends = [length] if position.stage == last and position.has_finished(stage) else []
+    ends += ["train.max_steps"] if position.is_at_cap(config) else []
+    listed = "; ".join(map(str, changes))
+    why = f"{checkpoint.path} is the end of a finished run, so these settings would have no effect: {listed}"
+    if length in ends and any(change.key == length for change in changes):  # lowered to what is done
+        why = (
+            f"nothing is left to do: with {listed}, the run is finished at step {position.step}, which is done "
+            f"({checkpoint.path})"
+        )
+    return f"{why}; raise {' and '.join(ends)} to continue, or restore the settings"
 
 
 def compare_configs(saved: RunConfig, config: RunConfig, position: TrainState) -> list[SettingChange]:
