@@ -38,7 +38,7 @@ from uniaudio.config.model_spec import write_model_spec
 from uniaudio.config.path_variables import REAL_FOLDERS, real_root
 from uniaudio.config.search_paths import find_file
 from uniaudio.config.strict_yaml import dump_yaml, load_yaml
-from uniaudio.train.checkpoint.folders import STEP
+from uniaudio.run_records import STEP
 
 MODEL = "whisper-base"
 BEST = f"{MODEL}?pad_to=30"  # with the silence that Whisper was trained with

@@ -1,19 +1,31 @@
-"""Records of a run, one JSON object a line (``metrics.jsonl``, ``skipped.jsonl``): what can be read of them.
+"""What a run folder holds: the folders of its checkpoints, and its records, one JSON object a line.
 
-A killed process, a full disk or an editor leave lines that are no records. Readers count these and go on.
+A killed process, a full disk or an editor leave lines of ``metrics.jsonl`` and ``skipped.jsonl`` that are no records.
+Readers count these and go on.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+STEP = re.compile(r"step-\d{6,15}")  # what else somebody puts beside the checkpoints is left alone
 NUMBERS = ("audio_seconds", "seconds", "data_wait_share", "memory_gib", "processes")
 TEXTS = ("event", "stage")
 TABLES = ("tasks", "choices", "drawn", "lr", "results")
+
+
+def list_step_folders(folder: Path) -> list[Path]:
+    """Return the checkpoints, whole or not, by their step (the names sort otherwise from a million steps on)."""
+    return sorted((path for path in folder.glob("step-*") if STEP.fullmatch(path.name)), key=parse_step)
+
+
+def parse_step(folder: Path) -> int:
+    return int(folder.name.removeprefix("step-"))
 
 
 def parse_record(line: str) -> dict[str, Any] | None:

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from helpers.runs import training_rows, write_rows, write_run
+from helpers.runs import training_rows, write_json, write_rows, write_run
 
 from uniaudio.errors import UserError
 from uniaudio.report.run_folder import compute_cost, describe_ending, read_run
@@ -79,6 +79,15 @@ def test_the_rate_of_rows_of_different_speed_is_that_of_the_whole(tmp_path):
     cost = compute_cost(read_run(folder, "run"))
     assert cost.wall_hours == pytest.approx((720 / 10 + 720 / 90) / 3600)
     assert cost.audio_rate == pytest.approx(1440 / (720 / 10 + 720 / 90))
+
+
+def test_the_newest_checkpoint_is_told_by_its_number(tmp_path):
+    folder = write_run(tmp_path / "run", ["a"], steps=40, every=2)
+    for name, path in (("step-999999", "old"), ("step-1000000", "new"), ("step-9999999-kept", "other")):
+        (folder / "checkpoints" / name).mkdir()
+        write_json(folder / "checkpoints" / name / "bases.json", {"decoder": {"path": path}})
+    (folder / "checkpoints" / "step-1000008").mkdir()  # which is only half there
+    assert read_run(folder, "run").bases == {"decoder": {"path": "new"}}
 
 
 def test_without_rows_hours_are_not_known(tmp_path):

@@ -29,8 +29,8 @@ from uniaudio.distributed import barrier, shutdown_process_group
 from uniaudio.errors import UserError, require_number
 from uniaudio.launched_processes import end_with_parent, is_launched
 from uniaudio.outputs import check_file_option, check_folder_option
-from uniaudio.run_records import has_reached_end, read_metrics
-from uniaudio.train.checkpoint.folders import is_complete, list_step_folders
+from uniaudio.run_records import has_reached_end, list_step_folders, read_metrics
+from uniaudio.train.checkpoint.folders import is_complete
 from uniaudio.types import SAMPLE_RATE
 
 ConfigInput = str | Path | Mapping[str, Any] | RunConfig

@@ -25,7 +25,8 @@ from uniaudio.model.encoders.registry import choose_settings, find_family, is_lo
 from uniaudio.model.fusion.encoder import list_named_encoders
 from uniaudio.model.lora import add_lora, merge_lora
 from uniaudio.model.model_files import identify_base, read_stock_config
-from uniaudio.train.checkpoint.folders import STEP, choose_checkpoint, resolve_latest
+from uniaudio.run_records import STEP
+from uniaudio.train.checkpoint.folders import choose_checkpoint, resolve_latest
 from uniaudio.train.checkpoint.integrity import BASES, COMPLETE, CONFIG, EMA, MODEL, STATE, find_damage
 from uniaudio.train.checkpoint.reading import Checkpoint, check_bases, load_checkpoint
 from uniaudio.train.trainable import TrainableParameters, go_through_stages, put_tensors

@@ -14,7 +14,8 @@ from uniaudio.errors import UserError
 from uniaudio.feature_cache import hash_model
 from uniaudio.model.encoders.base import AudioEncoder
 from uniaudio.model.model_files import identify_base
-from uniaudio.train.checkpoint.folders import is_complete, list_step_folders
+from uniaudio.run_records import list_step_folders
+from uniaudio.train.checkpoint.folders import is_complete
 from uniaudio.train.checkpoint.integrity import CONFIG, EMA
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from uniaudio.config.strict_yaml import parse
 from uniaudio.errors import UserError
-from uniaudio.run_records import has_reached_end, is_count, read_metrics, read_objects
+from uniaudio.run_records import has_reached_end, is_count, list_step_folders, read_metrics, read_objects
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,8 @@ def read_run(folder: Path, name: str) -> RunRecord:
         skipped.setdefault(str(skip.get("source")), Counter())[str(skip.get("reason"))] += (
             max(1, skip["rows"]) if is_count(skip.get("rows")) else 1
         )
-    newest = max((folder / "checkpoints").glob("step-*/bases.json"), default=None)
+    bases = [path / "bases.json" for path in list_step_folders(folder / "checkpoints")]
+    newest = next((path for path in reversed(bases) if path.is_file()), None)
     return RunRecord(
         name=name,
         folder=folder,
@@ -87,7 +88,7 @@ def read_run(folder: Path, name: str) -> RunRecord:
         config=config if isinstance(config, dict) else {},
         config_text=text,
         skipped=skipped,
-        bases=read_json(newest) if newest is not None and newest.is_file() else {},
+        bases={} if newest is None else read_json(newest),
     )
 
 

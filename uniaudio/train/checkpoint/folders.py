@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 from collections.abc import Callable, Collection
 from pathlib import Path
 
 from uniaudio.errors import UserError, convert_to_user_error, read_first_line
+from uniaudio.run_records import STEP, list_step_folders, parse_step
 from uniaudio.train.checkpoint.integrity import STATE, find_damage
 
 UNFINISHED = ".unfinished-"
 REPLACED = "-replaced"  # of a folder that makes way for another one of the same step
 STAGE_END = "stage_done"  # in the state: the checkpoint is the last one of its stage
-STEP = re.compile(r"step-\d{6,15}")  # what else somebody puts beside the checkpoints is left alone
 LATEST = "latest"  # beside the checkpoints, a file with the name of the newest
 
 
@@ -29,15 +28,6 @@ def name_unfinished_folder(folder: Path) -> Path:
 
 def name_replaced_folder(folder: Path) -> Path:
     return folder.with_name(f"{UNFINISHED}{folder.name}{REPLACED}")
-
-
-def list_step_folders(folder: Path) -> list[Path]:
-    """Return the checkpoints, whole or not, by their step (the names sort otherwise from a million steps on)."""
-    return sorted((path for path in folder.glob("step-*") if STEP.fullmatch(path.name)), key=parse_step)
-
-
-def parse_step(folder: Path) -> int:
-    return int(folder.name.removeprefix("step-"))
 
 
 def is_complete(folder: Path) -> bool:
