@@ -1,12 +1,13 @@
-"""How a process of a launch ends."""
+"""How processes of a launch are started, and how they end."""
 
 import os
 import subprocess
 import sys
+import sysconfig
 
 import pytest
 
-from uniaudio.launched_processes import end_without_teardown
+from uniaudio.launched_processes import end_without_teardown, make_module_command
 
 LAUNCH = ("WORLD_SIZE", "TORCHELASTIC_RUN_ID", "ACCELERATE_MIXED_PRECISION")
 SCRIPT = """
@@ -53,3 +54,36 @@ def test_a_process_of_a_shell_ends_as_python_ends_it(monkeypatch, code):
     with pytest.raises(SystemExit) as end, end_without_teardown():
         sys.exit(code)
     assert end.value.code == code
+
+
+@pytest.fixture
+def hostile_folder(tmp_path, monkeypatch):
+    """A working folder with files that stand in for modules and say that they were run; it is on no path."""
+    for name in ("typer", "torch", "uniaudio"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('code of the folder was run')")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [place for place in sys.path if place])
+    return tmp_path
+
+
+def run_help(command):
+    return subprocess.run([*command, "--help"], capture_output=True, text=True, timeout=60)
+
+
+def test_a_process_that_is_started_runs_nothing_of_the_working_folder(hostile_folder):
+    done = run_help(make_module_command("uniaudio.train"))
+    assert done.returncode == 0, done.stderr
+    assert "--resume" in done.stdout
+    assert "code of the folder was run" in run_help([sys.executable, "-m", "uniaudio.train"]).stderr
+
+
+@pytest.mark.parametrize("place", ["", "{here}", "{here}/sub/.."])
+def test_a_process_looks_for_modules_where_the_one_that_starts_it_does(hostile_folder, monkeypatch, place):
+    plain, safe = [sys.executable, "-u", "-m", "a.b"], [sys.executable, "-u", "-P", "-m", "a.b"]
+    (hostile_folder / "sub").mkdir()
+    place, others = place.format(here=hostile_folder), sys.path
+    monkeypatch.setattr(sys, "path", [place, *others])  # as `python -m` does it
+    assert make_module_command("a.b") == plain
+    monkeypatch.setattr(sys, "path", [*others, place])  # as for classes that a config names
+    assert sysconfig.get_path("stdlib") in others
+    assert make_module_command("a.b") == safe

@@ -1,11 +1,13 @@
-"""Processes of a launch: they end when their launcher is gone, and leave it their last sentence."""
+"""Processes of a launch: how they are started, and that they end with their launcher and leave it a last sentence."""
 
 from __future__ import annotations
 
 import atexit
 import contextlib
 import os
+import signal
 import sys
+import sysconfig
 import threading
 import time
 from collections.abc import Iterator
@@ -16,6 +18,43 @@ EXIT_CODE = 1
 MESSAGES = "UNIAUDIO_LAUNCH_MESSAGES"  # environment variable: folder where ranks leave their last sentences
 # the same: the command that launches a config, which stands for {}
 LAUNCH_COMMAND = "UNIAUDIO_LAUNCH_COMMAND"
+
+
+def make_module_command(module: str) -> list[str]:
+    """Return the words that run a module in a new process, unbuffered; its arguments go behind them.
+
+    ``python -m`` looks for modules in the working folder before all other places, so that a file there, such as a
+    ``torch.py`` in a folder of data, would be run. The new process does so only where this one does: one that was
+    itself started by ``python -m``, or with that folder in ``PYTHONPATH``.
+    """
+    return [sys.executable, "-u", *([] if searches_working_folder_first() else ["-P"]), "-m", module]
+
+
+def searches_working_folder_first() -> bool:
+    """Return whether Python looks for modules in the working folder before it does in its own library."""
+    library, here = os.path.realpath(sysconfig.get_path("stdlib")), os.path.realpath(os.getcwd())
+    places = [os.path.realpath(place) for place in sys.path]  # the empty place is the working folder
+    return here in places[: places.index(library) if library in places else None]
+
+
+def has_peers() -> bool:
+    """Return whether this process is one of several that a launcher started together."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def is_rank_of_launch() -> bool:
+    """Return whether ``uniaudio launch`` started this process, which then ends with its run, however that ends."""
+    return MESSAGES in os.environ
+
+
+def ignore_sigterm() -> None:
+    """Ignore SIGTERM from now on, for a process that is about to end because of an error.
+
+    Launchers send it to all others when they have seen one process fail. It must not come before this one has said why
+    it ends and released what it holds. Handlers belong to the main thread; in another one nothing happens.
+    """
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def leave_message(sentence: str) -> bool:
@@ -31,7 +70,7 @@ def leave_message(sentence: str) -> bool:
 
 def leave_launcher_group() -> None:
     """Leave the process group of ``uniaudio launch``, which passes signals on: a terminal's Ctrl-C would come twice."""
-    if MESSAGES in os.environ:
+    if is_rank_of_launch():
         with contextlib.suppress(OSError):  # torchrun has given this process a session of its own
             os.setpgid(0, 0)
 
@@ -41,8 +80,7 @@ def is_launched() -> bool:
 
     A shell may go: a run under ``nohup`` lives on. Without its launcher a rank has lost its peers.
     """
-    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    return several or "TORCHELASTIC_RUN_ID" in os.environ or "ACCELERATE_MIXED_PRECISION" in os.environ
+    return has_peers() or "TORCHELASTIC_RUN_ID" in os.environ or "ACCELERATE_MIXED_PRECISION" in os.environ
 
 
 def end_with_parent(what: str, parent: int | None = None) -> None:

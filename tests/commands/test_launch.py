@@ -25,7 +25,7 @@ from uniaudio.commands.launch import (
 from uniaudio.config.run_files import load_run
 from uniaudio.config.strict_yaml import load_yaml
 from uniaudio.errors import UserError
-from uniaudio.launched_processes import leave_message
+from uniaudio.launched_processes import leave_message, make_module_command
 
 
 @pytest.fixture
@@ -51,14 +51,9 @@ def test_one_machine_takes_the_shipped_file_and_a_free_port(tone_run, handed_ove
         "deepspeed_multinode_launcher": "standard"
     }
     assert (file["num_processes"], file["num_machines"], file["main_process_port"]) == (3, 1, 0)
-    assert handed_over["options"] == [
-        "--rdzv_backend",
-        "static",
-        "-m",
-        "uniaudio.train",
-        "run.yaml",
-        "seed=1",
-    ]
+    command = make_module_command("uniaudio.train")
+    options = ["--rdzv_backend", "static", "--no_python", *command, "run.yaml", "seed=1"]
+    assert handed_over["options"] == options
 
 
 @pytest.mark.parametrize("rendezvous", ["static", "c10d"])
@@ -70,7 +65,7 @@ def test_several_machines_are_named(tone_run, handed_over, rendezvous):
     assert (file["rdzv_backend"], file["same_network"]) == (rendezvous, rendezvous == "static")
     assert handed_over["options"][:2] == ["--rdzv_backend", rendezvous]
     # by the clocks of two machines, each would be dead for the other
-    expected = ["--rdzv_conf", "keep_alive_max_attempt=1000000"] if rendezvous == "c10d" else ["-m"]
+    expected = ["--rdzv_conf", "keep_alive_max_attempt=1000000"] if rendezvous == "c10d" else ["--no_python"]
     assert handed_over["options"][2 : 2 + len(expected)] == expected
 
 
@@ -213,6 +208,27 @@ def test_equal_last_sentences_are_shown_once(tone_run, monkeypatch, capsys):
         "another process\n"
     )
     assert not leave_message("alone")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("engine", "processes"), [("single", "1"), ("ddp", "2")])
+def test_a_launch_runs_no_code_of_the_working_folder(tone_run, tmp_path, engine, processes):
+    folder = tmp_path / "hostile"
+    folder.mkdir()
+    for name in ("torch", "transformers", "accelerate", "uniaudio"):
+        (folder / f"{name}.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nraise SystemExit('ran')\n")
+    words = ["launch", engine, str(tone_run), "-n", processes, "train.max_steps=1"]
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "uniaudio", *words],
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"},
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert not (tmp_path / "ran").exists()
+    assert "finished at step 1" in done.stdout
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """Adding a task, soups, reservoirs and the forgetting matrix, as a user goes through them."""
 
 import json
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -19,14 +20,16 @@ from uniaudio.commands.data_pack import pack_recipe, sample_reservoir
 from uniaudio.commands.forgetting import measure_forgetting
 from uniaudio.commands.soup import average_tensors, hold_out_clips, interpolate_tensors, make_soup
 from uniaudio.commands.train import run_training
-from uniaudio.commands.tune_batch import tune_overrides
+from uniaudio.commands.tune_batch import measure_peak_in_child, tune_overrides
 from uniaudio.config.run_files import load_run
 from uniaudio.config.strict_yaml import dump_yaml
+from uniaudio.config.trust import Trust
 from uniaudio.data.recipe import load_recipe
 from uniaudio.data.sources.base import Row
 from uniaudio.data.sources.source_kinds import open_source
 from uniaudio.errors import RowError, UserError
 from uniaudio.evaluate.probing.labelled_folder import hold_folders
+from uniaudio.launched_processes import make_module_command
 from uniaudio.model.lora import merge_lora
 from uniaudio.train.checkpoint.folders import find_stage_ends
 from uniaudio.train.checkpoint.reading import load_checkpoint
@@ -418,6 +421,19 @@ def test_the_budget_is_tuned_before_a_run_for_every_stage(tone_run, monkeypatch)
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UserError, match="searches in one process"):
         tune_overrides(str(tone_run), [])
+
+
+def test_a_trial_of_a_budget_looks_for_modules_where_the_search_does(tone_run, monkeypatch):
+    seen = []
+
+    def run(command, **how):
+        seen.append(command)
+        return subprocess.CompletedProcess(command, 0, '{"peak_gib": 0.5}', "")
+
+    monkeypatch.setattr("uniaudio.commands.tune_batch.subprocess.run", run)
+    assert measure_peak_in_child(str(tone_run), ["seed=1"], 6.0, Trust(code=True)) == 0.5
+    given = ["[false, true]", str(tone_run), "seed=1", "train.micro_batches=1"]
+    assert seen == [[*make_module_command("uniaudio.commands.tune_batch"), *given]]
 
 
 def test_a_tuned_run_goes_on_with_the_budget_that_it_began_with(tone_run, monkeypatch, capsys):

@@ -24,7 +24,7 @@ from uniaudio.config.strict_yaml import dump_yaml, load_yaml
 from uniaudio.console import announce
 from uniaudio.errors import UserError, convert_to_user_error
 from uniaudio.extras import require_package
-from uniaudio.launched_processes import LAUNCH_COMMAND, MESSAGES
+from uniaudio.launched_processes import LAUNCH_COMMAND, MESSAGES, make_module_command
 from uniaudio.outputs import check_output_folder
 from uniaudio.train.checkpoint.folders import refuse_begun_run
 from uniaudio.train.engines.precision import refuse_other_precision
@@ -120,7 +120,8 @@ def launch_training(
         options = write_launch_file(file, engine, config, processes, machines)
         announce(f"starting {load_yaml(file)['num_processes']} process(es) under {engine} ...")
         os.environ[LAUNCH_COMMAND] = format_command(engine, processes, machines)
-        code, ending = run_launcher([*options, "-m", "uniaudio.train", *arguments, *continuing])
+        words = [*make_module_command("uniaudio.train"), *arguments, *continuing]
+        code, ending = run_launcher([*options, "--no_python", *words])
         sentences = list(dict.fromkeys(each.read_text("utf-8") for each in sorted(messages.iterdir())))
     for sentence in (*sentences, *([ending] if ending else [])):
         print(f"uniaudio: {sentence}", file=sys.stderr, flush=True)

@@ -24,6 +24,7 @@ from uniaudio.config.trust import NO_TRUST, Trust
 from uniaudio.console import make_console
 from uniaudio.data.loader import make_loader
 from uniaudio.errors import UserError
+from uniaudio.launched_processes import make_module_command
 from uniaudio.model.audio_lm import AudioLM
 from uniaudio.tiny.text_lm import build_miniature_decoder
 from uniaudio.train.engines.accelerator import make_accelerator
@@ -133,9 +134,7 @@ def measure_peak_in_child(
         overrides: of the config, the budget among them.
     """
     command = [
-        sys.executable,
-        "-m",
-        "uniaudio.commands.tune_batch",
+        *make_module_command("uniaudio.commands.tune_batch"),
         json.dumps([trust.remote_code, trust.code]),
         name,
         *overrides,
