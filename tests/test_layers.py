@@ -34,7 +34,7 @@ ALLOWED = {
     "host_watch": {"distributed", "errors", "launched_processes"},
     "run_records": set(),
     "ragged": set(),
-    "distributed": {"errors"},
+    "distributed": {"errors", "launched_processes"},
     "types": {"ragged"},
     "config": {"errors"},
     "hub_connection": {"outputs"},

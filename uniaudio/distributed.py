@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from uniaudio.errors import LostProcessError
+from uniaudio.launched_processes import ignore_sigterm
 
 GONE = ("connection closed by peer", "connection reset", "broken pipe", "remote process exited")
 
@@ -76,6 +77,7 @@ def explain_lost_processes() -> Iterator[None]:
     except RuntimeError as problem:
         if not is_distributed() or not any(sign in str(problem).lower() for sign in GONE):
             raise
+        ignore_sigterm()
         raise LostProcessError(
             f"process {rank()} lost another process of its run (killed, out of memory, or its "
             "machine is gone); continue from the last checkpoint with --resume"

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from types import FrameType, TracebackType
 from typing import Any
 
-from uniaudio.distributed import is_distributed
 from uniaudio.errors import UserError
+from uniaudio.launched_processes import has_peers, ignore_sigterm, is_rank_of_launch
 
 CONTINUE_LATER = 75  # exit code: stopped early, safe to continue with --resume
 
@@ -18,7 +18,8 @@ class StopSignal:
     """Notes SIGTERM (a scheduler) and SIGINT (a person); a SIGINT after any of them ends the run at once.
 
     Signals come to the main thread of Python alone: training in another one has none to note. One rank of several that
-    ends with an error of its own or of another rank ignores SIGTERM from then on.
+    ends with an error of its own or of another rank ignores SIGTERM from then on, see ``ignore_sigterm``; with a user's
+    mistake only in a process that ends with its run, for a script may catch that and go on.
     """
 
     def __init__(self) -> None:
@@ -43,10 +44,10 @@ class StopSignal:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         restore_handlers(self.previous)
-        if self.previous and is_distributed() and error is not None and not isinstance(error, UserError):
-            # the exchange with the other ranks is broken and this one is about to end; a launcher that has seen
-            # another one fail sends SIGTERM, which must not come before the reason is printed and the lock released
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        if error is None or not self.previous or not has_peers():
+            return
+        if is_rank_of_launch() or not isinstance(error, UserError):
+            ignore_sigterm()
 
 
 def restore_handlers(previous: Mapping[signal.Signals, Any]) -> None:

@@ -1,6 +1,7 @@
 """Checkpoints: what is written is read, and whatever happens while it is written, the newest one on disk is whole."""
 
 import contextlib
+import inspect
 import json
 import os
 import pickle
@@ -12,6 +13,7 @@ import threading
 import time
 import traceback
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -21,10 +23,12 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import nn
+from torch.distributed.elastic.multiprocessing import PContext
 
 from uniaudio.commands.train import run_training
 from uniaudio.config.run_files import load_run
 from uniaudio.errors import UserError
+from uniaudio.train.checkpoint import background_writer
 from uniaudio.train.checkpoint import writing as module
 from uniaudio.train.checkpoint.background_writer import CheckpointWriter, HostCopies
 from uniaudio.train.checkpoint.folders import (
@@ -759,9 +763,6 @@ def test_what_fails_in_the_background_is_reported_whatever_it_is(
         raise problem
 
     monkeypatch.setattr(module, "point_latest" if isinstance(problem, TypeError) else "save_file", fail)
-    if isinstance(problem, MemoryError):
-        # it would wait for the mark
-        monkeypatch.setattr("uniaudio.train.checkpoint.background_writer.finish_checkpoint", fail)
     writer.save(engine, {}, {}, 2, state(2), {})
     with pytest.raises(
         UserError, match=r"step-000002 could not be written \(.*(No space|MemoryError|no JSON)"
@@ -770,6 +771,42 @@ def test_what_fails_in_the_background_is_reported_whatever_it_is(
     assert writer.failed
     assert is_complete(first)
     assert load_checkpoint(latest_checkpoint(tmp_path / "run")).state["step"] == 1
+
+
+@pytest.mark.parametrize("failing", ["copy", "save_file"])
+def test_a_process_without_memory_for_its_part_tells_the_main_one(
+    engine, config, tmp_path, monkeypatch, failing
+):
+    """The main one would else wait for the part, and give the wait as the reason."""
+    run_dir = tmp_path / "run"
+    begin_checkpoint(run_dir, 2)
+    write_share(run_dir, share(0), 0, 2)
+
+    def fail(*_):
+        raise MemoryError
+
+    monkeypatch.setattr(*((HostCopies, "copy") if failing == "copy" else (module, "save_file")), fail)
+    monkeypatch.setattr(background_writer, "world_size", lambda: 2)
+    monkeypatch.setattr(background_writer, "rank", lambda: 1)
+    monkeypatch.setattr(background_writer, "gather_objects", lambda value: [None, value])
+    writer = CheckpointWriter(run_dir, config, BASES)
+    writer.save(engine, {}, {}, 2, state(2), {})
+    with pytest.raises(UserError, match=r"step-000002 could not be written \(MemoryError"):
+        writer.wait()
+    with pytest.raises(UserError, match=r"step-000002 could not be written \(process 1: MemoryError\)"):
+        finish_checkpoint(run_dir, share(0), 2, config, BASES, patience=5)
+
+
+@pytest.mark.parametrize(("processes", "seconds"), [(1, 60), (2, 20)])
+def test_a_rank_says_why_it_ends_before_torchrun_kills_it(config, tmp_path, monkeypatch, processes, seconds):
+    """It does not wait that long for the part of a process that is gone."""
+    monkeypatch.setattr(background_writer, "world_size", lambda: processes)
+    writer, waited = CheckpointWriter(tmp_path / "run", config, BASES), []
+    writer.thread = SimpleNamespace(join=waited.append)
+    writer.finish()
+    assert waited == [seconds]
+    killed_after = inspect.signature(PContext.close).parameters["timeout"].default
+    assert processes == 1 or seconds <= killed_after - 10
 
 
 # ---------------------------------------------------------------------------------------------------- of a real run
@@ -823,8 +860,6 @@ def test_a_slow_copy_holds_up_the_update_and_not_the_other_way_round(
 
 def test_a_rank_that_does_not_see_the_run_folder_leaves_its_part_to_the_others(config, tmp_path, monkeypatch):
     """Two machines with a folder of their own each: the part of the second falls to the first."""
-    from uniaudio.train.checkpoint import background_writer
-
     monkeypatch.setattr(background_writer, "world_size", lambda: 2)
     monkeypatch.setattr(background_writer, "rank", lambda: 0)
 

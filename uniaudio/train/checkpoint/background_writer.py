@@ -24,12 +24,15 @@ from uniaudio.train.checkpoint.writing import (
     begin_checkpoint,
     distribute_tensors,
     finish_checkpoint,
+    leave_problem,
     make_write_error,
     write_share,
 )
 from uniaudio.train.engines.base import Engine
 
-LAST_WORDS = 60.0  # seconds
+# seconds that the checkpoint under way has when a run ends with an error: alone, and as one process of several, which
+# torchrun kills 30 s after it has seen another one fail
+LAST_WORDS, LAST_WORDS_OF_RANK = 60.0, 20.0
 SIGHT_SECONDS = 5.0  # until a new file of the main process is seen by the others, where it ever is
 
 
@@ -128,6 +131,8 @@ class CheckpointWriter:
             snapshot = take()
         except Exception as problem:  # as in ``write``
             self.problem = self.explain_problem(problem, step)
+            if self.part is not None:
+                leave_problem(self.run_dir, step, self.part, problem)
             return
         finally:
             self.copied.set()
@@ -167,10 +172,10 @@ class CheckpointWriter:
     def finish(self) -> None:
         """Let the checkpoint under way come to its end when the run ends with an error: it may be the last one.
 
-        Not for ever: the part of a process that is gone never comes.
+        Not for ever: the part of a process that is gone never comes, and this one still has to say why it ends.
         """
         if self.thread is not None:
-            self.thread.join(LAST_WORDS)
+            self.thread.join(LAST_WORDS if world_size() == 1 else LAST_WORDS_OF_RANK)
 
     def wait(self) -> None:
         """Wait for the checkpoint under way. Every rank must call it at the same point.

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -84,7 +84,7 @@ def write_share(run_dir: Path, snapshot: Snapshot, rank: int, world: int) -> Non
     """Write one rank's part of a checkpoint, flush it, and leave a mark beside it that it is there (or why not).
 
     Raises:
-        UserError: when the disk refuses; the previous checkpoint stays valid.
+        UserError: when the disk refuses, or for whatever else comes up; the previous checkpoint stays valid.
     """
     folder = name_step_folder(run_dir, snapshot.step)
     temporary = name_unfinished_folder(folder)
@@ -102,12 +102,18 @@ def write_share(run_dir: Path, snapshot: Snapshot, rank: int, world: int) -> Non
             verify_tensors(temporary / name, tensors)
             records[name] = FileRecord.of(temporary / name).to_json()
         name_mark(temporary, rank).write_text(json.dumps({WRITTEN: records}))
-    except (OSError, RuntimeError, SafetensorError) as problem:  # a full disk is each of them, by writer
-        try:
-            name_mark(temporary, rank).write_text(json.dumps({PROBLEM: read_first_line(problem)}))
-        except OSError:
-            shutil.rmtree(temporary, ignore_errors=True)  # the main rank sees that it is gone
-        raise make_write_error(folder, problem) from problem
+    except Exception as problem:  # a full disk is an error of several kinds, by writer
+        leave_problem(run_dir, snapshot.step, rank, problem)
+        raise make_write_error(folder, read_first_line(problem)) from problem
+
+
+def leave_problem(run_dir: Path, step: int, rank: int, problem: Exception) -> None:
+    """Leave a mark that says why a rank has not written its part, so that the main rank does not wait for it."""
+    temporary = name_unfinished_folder(name_step_folder(run_dir, step))
+    try:
+        name_mark(temporary, rank).write_text(json.dumps({PROBLEM: read_first_line(problem)}))
+    except OSError:
+        shutil.rmtree(temporary, ignore_errors=True)  # the main rank sees that it is gone
 
 
 def name_mark(temporary: Path, rank: int) -> Path:
