@@ -7,7 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 from helpers.figures import assert_same_figures
 
 from uniaudio.build.model import load_model
@@ -19,6 +21,7 @@ from uniaudio.config.run_files import load_run
 from uniaudio.config.strict_yaml import dump_yaml
 from uniaudio.errors import UserError
 from uniaudio.evaluate.probing.suite_table import build_suite_tables
+from uniaudio.run_records import read_metrics
 from uniaudio.train.checkpoint.integrity import FileRecord, read_listing, write_listing
 
 ROOT = Path(__file__).parent.parent.parent
@@ -112,6 +115,20 @@ def test_a_set_of_which_no_row_can_be_used_does_not_cost_the_others(trained, tmp
     results = json.loads(out.read_text())
     assert (results["gone:tone"]["score"], results["gone:tone"]["examples"]) == (None, 0)
     assert (results["tones:tone"]["examples"], results["tones:tone"]["rows"]) == (9, 10)
+
+
+def test_training_goes_on_where_no_row_of_an_evaluation_set_can_be_used(tone_run, fresh_accelerate, capsys):
+    for index in range(30, 40):
+        samples = np.full(4800, np.nan)  # the header alone is read before a run begins
+        soundfile.write(tone_run.parent / "tones" / f"{index}.wav", samples, 16000, subtype="FLOAT")
+    assert run_training(load_run(tone_run, ["train.max_steps=2", "train.evaluate_every=1"]), None) == 0
+    printed = "".join(capsys.readouterr())
+    reason = "tones:tone: accuracy is undefined: no row of split 'test' can be used (non-finite samples)"
+    assert printed.count(reason) == 2
+    rows, _ = read_metrics(tone_run.parent / "out" / "metrics.jsonl")
+    results = [row["results"]["tones:tone"] for row in rows if row.get("event") == "evaluation"]
+    assert [(result["score"], result["examples"]) for result in results] == [(None, 0), (None, 0)]
+    assert rows[-1]["event"] == "finished"
 
 
 def test_without_labels_and_what_is_refused(trained, tmp_path):
