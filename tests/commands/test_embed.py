@@ -8,6 +8,7 @@ from helpers.files import clip_bytes
 
 from uniaudio.commands.embed import embed_files
 from uniaudio.errors import UserError
+from uniaudio.model.encoders.whisper import WhisperAudioEncoder
 
 
 def test_a_damaged_file_does_not_end_the_others(tmp_path, capsys):
@@ -31,3 +32,24 @@ def test_a_damaged_file_does_not_end_the_others(tmp_path, capsys):
     assert len(np.load(tmp_path / "vectors.of.mine")["embeddings"]) == 1
     with pytest.raises(UserError, match=r"none of 2 file\(s\) can be used; the first: broken audio"):
         embed_files("nothing", files[1:3], out, frames=False)
+
+
+def test_frames_and_embeddings_come_from_one_pass(tmp_path, monkeypatch):
+    """The embeddings are those without frames to the last bit."""
+    tiny_whisper().save_pretrained(tmp_path / "whisper")
+    files = [tmp_path / "a.wav", tmp_path / "b.wav"]
+    for number, file in enumerate(files, start=1):
+        file.write_bytes(clip_bytes(number, count=8000 * number))
+    heard, forward = [], WhisperAudioEncoder.forward
+
+    def listen(self, audio, **given):
+        heard.append(len(audio))
+        return forward(self, audio, **given)
+
+    monkeypatch.setattr(WhisperAudioEncoder, "forward", listen)
+    embed_files(str(tmp_path / "whisper"), files, tmp_path / "both.npz", frames=True)
+    assert heard == [2]
+    embed_files(str(tmp_path / "whisper"), files, tmp_path / "plain.npz", frames=False)
+    both, plain = np.load(tmp_path / "both.npz"), np.load(tmp_path / "plain.npz")
+    np.testing.assert_array_equal(both["embeddings"], plain["embeddings"])
+    assert sorted({*both} - {*plain}) == ["frames_0", "frames_1"]

@@ -21,8 +21,9 @@ from uniaudio.config.run_files import load_run
 from uniaudio.config.trust import Trust
 from uniaudio.errors import UserError
 from uniaudio.estimate.gpus import Machine
+from uniaudio.model.base_identity import identify_base
 from uniaudio.model.encoders.registry import load_audio_encoder
-from uniaudio.model.model_files import choose_model_files, find_model_folder, identify_base
+from uniaudio.model.model_files import choose_model_files, find_model_folder
 
 PAPERS = Path(__file__).parent.parent.parent / "configs" / "papers"
 CLIP = AverageClip(seconds=25.0, question=24, answer=8)

@@ -1,13 +1,20 @@
 """Layers that recompute: the same numbers, and less that is kept."""
 
+import copy
+import gc
+import weakref
+
 import pytest
 import torch
+from conftest import tiny_qwen
 from helpers.checkpoints import save_miniature
 
 from uniaudio.build.encoders import load_part
 from uniaudio.config.encoders import EncoderConfig
 from uniaudio.config.trust import NO_TRUST
 from uniaudio.errors import UserError
+from uniaudio.model.activation_checkpointing import find_recomputable_layers
+from uniaudio.model.decoder import TextDecoder
 from uniaudio.model.encoders.registry import load_audio_encoder
 from uniaudio.model.fusion.encoder import FusedEncoder
 from uniaudio.model.fusion.gate import GateFusion
@@ -114,3 +121,21 @@ def test_an_encoder_that_cannot_is_refused(tmp_path):
     settings = EncoderConfig(path=str(tmp_path), recompute=True)
     with pytest.raises(UserError, match=r"encoders\.codec\.recompute: CodecAudioEncoder has no layers"):
         load_part(settings, "encoders.codec", 0, NO_TRUST)
+
+
+def test_a_decoder_whose_layers_recompute_is_freed_without_the_garbage_collector():
+    decoder = TextDecoder(tiny_qwen())
+    kinds = [type(layer) for layer in find_recomputable_layers(decoder.lm)]
+    decoder.recompute()
+    decoder.recompute()  # a second time changes nothing
+    layers = find_recomputable_layers(copy.deepcopy(decoder).lm)
+    assert [type(layer).__name__ for layer in layers] == [kind.__name__ for kind in kinds]
+    assert all(isinstance(layer, kind) for layer, kind in zip(layers, kinds, strict=True))
+    parts = [weakref.ref(part) for part in decoder.modules()]
+    gc.disable()
+    try:
+        del decoder
+        assert len(parts) > 10
+        assert [part() for part in parts if part() is not None] == []
+    finally:
+        gc.enable()

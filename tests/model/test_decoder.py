@@ -1,5 +1,7 @@
 """The packed decoder against the stock model on every row alone."""
 
+from functools import wraps
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -124,6 +126,35 @@ def test_a_decoder_that_scales_what_it_looks_up_itself_is_refused(qwen):
     qwen.model.forward = scaled
     with pytest.raises(UserError, match="gives other results from embeddings than from token ids"):
         TextDecoder(qwen)
+
+
+def test_a_decoder_whose_logits_are_more_than_hidden_states_tell_is_refused(qwen):
+    forward = qwen.forward
+
+    @wraps(forward)
+    def double(**given):
+        output = forward(**given)
+        output.logits = 2 * output.logits
+        return output
+
+    qwen.forward = double
+    with pytest.raises(
+        UserError, match="the logits of Qwen3ForCausalLM are not a known function of its hidden"
+    ):
+        TextDecoder(qwen)
+
+
+def test_four_tokens_are_read_once_by_their_ids_and_once_by_their_embeddings(qwen):
+    read = []
+
+    def note(module, args, given):
+        name = "input_ids" if given.get("input_ids") is not None else "inputs_embeds"
+        if given[name].shape[1] == 4:
+            read.append(name)
+
+    qwen.model.register_forward_pre_hook(note, with_kwargs=True)
+    assert TextDecoder(qwen).plain_head
+    assert read == ["input_ids", "inputs_embeds"]
 
 
 def test_a_class_without_generation_is_refused():

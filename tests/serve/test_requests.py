@@ -20,6 +20,8 @@ POST = {**LOCAL, "content-length": "10"}
         # a foreign page that reaches this machine under a name of its own
         ("GET", "/", {"host": "evil.example:7860"}, 400),
         ("GET", "/", {}, 400),
+        ("GET", "/", {"host": "[::1"}, 400),
+        ("GET", "/", {**LOCAL, "origin": "http://[::1"}, 400),
         # a foreign page in a browser on this machine
         ("POST", "/gradio_api/upload", {**POST, "origin": "http://evil.example"}, 403),
         ("POST", "/gradio_api/queue/join", {**POST, "origin": "http://localhost:8000"}, 403),

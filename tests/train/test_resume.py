@@ -74,10 +74,27 @@ def test_other_data_and_another_base_are_refused_before_anything_is_written(begu
     assert contents(begun_run) == before
     manifest.write_text(whole)
     config = tone_run.parent / "qwen" / "config.json"
-    config.write_text(config.read_text().replace('"rms_norm_eps": 1e-06', '"rms_norm_eps": 1e-05'))
+    stated = config.read_text()
+    config.write_text(stated.replace('"rms_norm_eps": 1e-06', '"rms_norm_eps": 1e-05'))
     with pytest.raises(UserError, match="was trained with the decoder"):
         train(tone_run, "train.max_steps=8", resume="yes")
     assert contents(begun_run) == before
+    config.write_text(stated)
+    for part, file in (
+        ("encoder whisper", tone_run.parent / "whisper" / "preprocessor_config.json"),
+        ("decoder", tone_run.parent / "qwen" / "tokenizer.json"),
+    ):
+        stated = file.read_bytes() if file.is_file() else None
+        file.write_bytes((stated or b"{}") + b"\n")
+        with pytest.raises(
+            UserError, match=rf"was trained with other files of the {part} .*restore the folder"
+        ):
+            train(tone_run, "train.max_steps=8", resume="yes")
+        assert contents(begun_run) == before
+        if stated is None:
+            file.unlink()
+        else:
+            file.write_bytes(stated)
 
 
 def test_a_finished_run_says_so_once_and_goes_on_with_more_steps(begun_run, tone_run, capsys, monkeypatch):

@@ -19,12 +19,13 @@ from uniaudio.config.run_files import load_stored_run
 from uniaudio.config.trust import NO_TRUST, Trust
 from uniaudio.console import announce, make_console
 from uniaudio.errors import UserError, convert_to_user_error, read_first_line
+from uniaudio.model.base_identity import identify_base
 from uniaudio.model.cached_encoder import keep_features
 from uniaudio.model.encoders.base import AudioEncoder
 from uniaudio.model.encoders.registry import choose_settings, find_family, is_local_path, load_audio_encoder
 from uniaudio.model.fusion.encoder import list_named_encoders
 from uniaudio.model.lora import add_lora, merge_lora
-from uniaudio.model.model_files import identify_base, read_stock_config
+from uniaudio.model.model_files import read_stock_config
 from uniaudio.run_records import STEP
 from uniaudio.train.checkpoint.folders import choose_checkpoint, resolve_latest
 from uniaudio.train.checkpoint.integrity import BASES, COMPLETE, CONFIG, EMA, MODEL, STATE, find_damage

@@ -23,6 +23,7 @@ from uniaudio.errors import UserError, convert_to_user_error
 from uniaudio.model.adapters.base import Adapter
 from uniaudio.model.adapters.stock_projectors import StockProjector, make_stock_projector
 from uniaudio.model.audio_lm import AudioLM
+from uniaudio.model.base_identity import identify_base
 from uniaudio.model.decoder import TextDecoder
 from uniaudio.model.decoder_limits import refuse_unusable_class
 from uniaudio.model.decoder_loading import load_decoder
@@ -33,7 +34,6 @@ from uniaudio.model.encoders.weights import fill, read_tensors
 from uniaudio.model.model_files import (
     fetch_model_config,
     find_model_folder,
-    identify_base,
     read_model_config,
     use_stock_attention,
 )

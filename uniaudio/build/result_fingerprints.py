@@ -12,8 +12,8 @@ from uniaudio.config.encoders import EncoderConfig
 from uniaudio.config.model_spec import parse_model_spec, split_options
 from uniaudio.errors import UserError
 from uniaudio.feature_cache import hash_model
+from uniaudio.model.base_identity import HASHES, identify_base
 from uniaudio.model.encoders.base import AudioEncoder
-from uniaudio.model.model_files import identify_base
 from uniaudio.run_records import list_step_folders
 from uniaudio.train.checkpoint.folders import is_complete
 from uniaudio.train.checkpoint.integrity import CONFIG, EMA
@@ -52,11 +52,18 @@ def fingerprint_models(encoders: Mapping[str, AudioEncoder]) -> dict[str, str]:
     return {spec: fingerprint_model(spec, encoder) for spec, encoder in encoders.items()}
 
 
+def fingerprint_base(path: str) -> str:
+    """Return the commit of a model of the Hub, of a folder a SHA-256 of all that identifies it."""
+    identity = identify_base(path, None)
+    hashes = [identity[key] for key in HASHES if key in identity]
+    return hashlib.sha256("".join(hashes).encode()).hexdigest() if hashes else identity["revision"]
+
+
 def sign_answers(results: Mapping[str, dict[str, Any]], spec: str) -> dict[str, dict[str, Any]]:
     """Return results of evaluation sets with the name and the fingerprint of the model that gave the answers."""
     path, options = split_options(spec)
     is_run = find_checkpoint(path) is not None
-    fingerprint = fingerprint_checkpoint(path) if is_run else identify_base(path, None).popitem()[1]
+    fingerprint = fingerprint_checkpoint(path) if is_run else fingerprint_base(path)
     if options:  # the same weights, but clips are read otherwise
         fingerprint = hashlib.sha256(f"{fingerprint}?{options}".encode()).hexdigest()
     return {name: {**result, "model": spec, "fingerprint": fingerprint} for name, result in results.items()}

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from uniaudio.build.embedder import load_embedder
@@ -15,6 +16,7 @@ from uniaudio.console import WorkProgress, make_console
 from uniaudio.data.audio import ADVICE, decode
 from uniaudio.errors import RowError, UserError
 from uniaudio.evaluate.embedding import MAX_CLIP_SECONDS
+from uniaudio.ragged import Ragged
 
 CLIPS_AT_A_TIME = 32  # so that progress shows
 
@@ -50,8 +52,12 @@ def embed_files(spec: str, files: Sequence[Path], out: Path, frames: bool, trust
         task = progress.begin("embedding", len(clips))
         for first in range(0, len(clips), CLIPS_AT_A_TIME):
             some = clips[first : first + CLIPS_AT_A_TIME]
-            means.append(embedder.embed(some))
-            of_clips += embedder.embed(some, pool="none") if frames else []
+            if frames:
+                rows = embedder.embed(some, pool="none")
+                means.append(Ragged.from_rows([torch.from_numpy(row) for row in rows]).mean().numpy())
+                of_clips += rows
+            else:
+                means.append(embedder.embed(some))
             progress.count(task, len(some))
     arrays: dict[str, Any] = {
         "files": np.array(used),

@@ -33,7 +33,7 @@ from uniaudio.evaluate.probing.suite_run import probe_held
 from uniaudio.evaluate.probing.task_rows import TaskRows
 from uniaudio.model.lora import merge_lora, strip_lora_name
 from uniaudio.train.checkpoint.folders import is_complete
-from uniaudio.train.checkpoint.reading import Checkpoint, describe_weights, is_same_base
+from uniaudio.train.checkpoint.reading import Checkpoint, describe_weights, find_difference
 from uniaudio.train.checkpoint.writing import Snapshot, save_checkpoint
 from uniaudio.train.optim import component_of
 from uniaudio.train.run_lock import hold_run_folder, refuse_filled_folder
@@ -177,10 +177,10 @@ def refuse_other_decoders(models: Sequence[Checkpoint]) -> None:
     first = models[0].bases.get("decoder", {})
     for model in models[1:]:
         decoder = model.bases.get("decoder", {})
-        if not is_same_base(first, decoder):
+        if key := find_difference(first, decoder):
             raise UserError(
-                f"{models[0].path} was trained with the decoder {describe_weights(first)}, {model.path} with "
-                f"{describe_weights(decoder)}; average runs with the same decoder"
+                f"{models[0].path} was trained with the decoder {describe_weights(first, key)}, {model.path} with "
+                f"{describe_weights(decoder, key)}; average runs with the same decoder"
             )
 
 

@@ -40,6 +40,16 @@ def find_graph_tool() -> str | None:
     return "torch.export" if is_exporting is not None and is_exporting() else None
 
 
+def find_decoder_places(places: Any) -> Any:
+    """Return where the parts of a decoder go, by their names in it, from the ``device_map`` of the whole model."""
+    if not isinstance(places, Mapping):
+        return places
+    # with a dot, so that of the decoder itself no name is left
+    parts = {f"{name}.": place for name, place in places.items() if name}
+    found = {name[len(DECODER) : -1]: place for name, place in parts.items() if name.startswith(DECODER)}
+    return {"": places[""]} if "" in places and not found else found
+
+
 def copy_constants(module: nn.Module) -> dict[str, Tensor]:
     """Return copies of the buffers, by name, that are computed and not stored."""
     stored = module.state_dict()

@@ -13,7 +13,13 @@ from transformers import (
     GenerationMixin,
 )
 
-from uniaudio.export.hub_base import RebuiltModel, construct_plainly, copy_constants, find_graph_tool
+from uniaudio.export.hub_base import (
+    RebuiltModel,
+    construct_plainly,
+    copy_constants,
+    find_decoder_places,
+    find_graph_tool,
+)
 from uniaudio.export.hub_lm_config import UniaudioLMConfig
 from uniaudio.export.hub_processor import ClipsProcessor
 from uniaudio.model.adapters.base import Adapter
@@ -26,7 +32,7 @@ PARTS: Mapping[str, type[nn.Module]] = {}
 AUDIO = "<|audio|>"  # stands for a clip in a prompt
 # settings of loading that also hold for a decoder that is not in the folder
 OF_DECODER = (
-    *("dtype", "torch_dtype", "device_map", "attn_implementation"),
+    *("attn_implementation", "max_memory", "offload_folder"),
     *("token", "cache_dir", "local_files_only", "force_download", "proxies"),
 )
 
@@ -70,6 +76,7 @@ class UniaudioForCausalLM(RebuiltModel, GenerationMixin):
             self.language_model = AutoModelForCausalLM.from_config(
                 AutoConfig.for_model(**self.config.text),
                 attn_implementation=self.config._attn_implementation,
+                dtype=torch.get_default_dtype(),  # of the call that loads, not that of its own configuration
             )
 
     def _set_gradient_checkpointing(self, enable: bool = True, **settings: Any) -> None:
@@ -91,12 +98,14 @@ class UniaudioForCausalLM(RebuiltModel, GenerationMixin):
             ValueError: when the tensors in the file are not those of the model.
         """
         given = {name: kwargs[name] for name in OF_DECODER if name in kwargs}
+        if "device_map" in kwargs:
+            given["device_map"] = find_decoder_places(kwargs["device_map"])
         with_info = kwargs.pop("output_loading_info", False)
         loaded, loading = super().from_pretrained(*args, output_loading_info=True, **kwargs)
         config = loaded.config
         if config.decoder_path is not None:
             lm = AutoModelForCausalLM.from_pretrained(
-                config.decoder_path, revision=config.decoder_revision, **given
+                config.decoder_path, revision=config.decoder_revision, dtype=loaded.dtype, **given
             )
             loaded.language_model = lm.eval()
             config.decoder_path = config.decoder_revision = None  # saved again, the model holds it
@@ -132,8 +141,12 @@ class UniaudioForCausalLM(RebuiltModel, GenerationMixin):
         attention_mask: Tensor | None,
         input_values: Tensor | None,
         audio_lengths: Tensor | None,
+        labels: Tensor | None = None,
     ) -> Tensor:
         """Return the rows ``[B, T, D]`` that the language model reads, audio tokens in their places.
+
+        Args:
+            labels: see ``forward``; what is to be answered is no part of a question, for routers that read it.
 
         Raises:
             ValueError: when there are other places for audio than audio tokens.
@@ -149,20 +162,26 @@ class UniaudioForCausalLM(RebuiltModel, GenerationMixin):
         if audio_lengths is None:
             audio_lengths = torch.full((len(input_values),), input_values.shape[1])
         audio = Ragged.from_padded(input_values, torch.as_tensor(audio_lengths).to("cpu", torch.int64))
+        counts = [self.count_tokens(samples) for samples in audio.lengths.tolist()]
+        if sum(counts) != int(places.sum()):
+            raise ValueError(
+                f"{int(places.sum())} audio placeholders but {sum(counts)} audio tokens; create the "
+                "inputs with the processor"
+            )
         given = {}
         if getattr(self.encoder, "takes_prompts", False):
-            given["prompts"] = self.average_texts(text, places, attention_mask, audio)
+            is_text = ~places if attention_mask is None else ~places & attention_mask.bool()
+            if labels is not None:  # all of them where somebody learns the questions, too
+                is_question = is_text & (labels == -100)
+                is_text = torch.where(is_question.any(1, keepdim=True), is_question, is_text)
+            given["prompts"] = self.average_texts(text, is_text, places, counts)
         numbers = self.adapter.encoder_layers
         encoded = self.encoder(audio, layers=True, **given) if numbers else self.encoder(audio, **given)
         states = [[encoded.layers[number] for number in numbers]] if numbers else []
         tokens = self.adapter(encoded.frames, *states).values
-        if len(tokens) != int(places.sum()):
-            raise ValueError(
-                f"{int(places.sum())} audio placeholders but {len(tokens)} audio tokens; create the "
-                "inputs with the processor"
-            )
         text = widen_rows(text, tokens.shape[1])
-        return text.masked_scatter(places[..., None], tokens.to(text.dtype))
+        # a device_map may put every part on another device; hooks move what a part is called with, and nothing else
+        return text.masked_scatter(places[..., None].to(text.device), tokens.to(text))
 
     def split_rows(self, rows: Tensor, once: bool = False) -> Tensor:
         """Return the embeddings of rows and hand their features to the layers, see ``DepthInjection``."""
@@ -172,20 +191,17 @@ class UniaudioForCausalLM(RebuiltModel, GenerationMixin):
             self._injection = DepthInjection(self.language_model, self.adapter.decoder_layers)
         return self._injection.split(rows, once)
 
-    def average_texts(
-        self, text: Tensor, places: Tensor, attention_mask: Tensor | None, audio: Ragged
-    ) -> Tensor:
-        """Return for every clip the mean embedding ``[C, D]`` of the text in its row, for routers that read it."""
-        real = ~places if attention_mask is None else ~places & attention_mask.bool()
-        means = (text * real[..., None]).sum(1) / real.sum(1, keepdim=True).clamp(min=1)
-        wanted = [self.count_tokens(samples) for samples in audio.lengths.tolist()]
+    def average_texts(self, text: Tensor, is_text: Tensor, places: Tensor, counts: Sequence[int]) -> Tensor:
+        """Return for every clip, of so many audio tokens, the mean embedding ``[C, D]`` of the text in its row."""
+        weights = is_text[..., None].to(text.device)
+        means = (text.float() * weights).sum(1) / weights.sum(1).clamp(min=1)
         rows, row, room = [], 0, places.sum(1).tolist()
-        for tokens in wanted:
+        for tokens in counts:
             while room[row] < tokens:
                 row += 1
             room[row] -= tokens
             rows.append(row)
-        return means[torch.tensor(rows, device=means.device)]
+        return means.index_select(0, torch.tensor(rows).to(means.device))
 
     def forward(
         self,
@@ -214,10 +230,11 @@ class UniaudioForCausalLM(RebuiltModel, GenerationMixin):
             )
         if inputs_embeds is None:
             assert input_ids is not None
-            inputs_embeds = self.embed(input_ids, attention_mask, input_values, audio_lengths)
+            inputs_embeds = self.embed(input_ids, attention_mask, input_values, audio_lengths, labels)
         if attention_mask is not None and "position_ids" not in settings:
             positions = (attention_mask.long().cumsum(1) - 1).clamp(min=0)
-            settings["position_ids"] = positions[:, -inputs_embeds.shape[1] :]  # behind those in the cache
+            positions = positions[:, -inputs_embeds.shape[1] :]  # behind those in the cache
+            settings["position_ids"] = positions.to(inputs_embeds.device)
         if labels is not None:
             labels = labels.masked_fill(labels == self.config.audio_token_id, -100)
         return self.language_model(
@@ -255,9 +272,9 @@ class UniaudioForCausalLM(RebuiltModel, GenerationMixin):
         embeds = self.embed(input_ids, attention_mask, input_values, audio_lengths)
         # also where settings have a generation_config: what that leaves open is taken from the model's
         self.language_model.generation_config = self.generation_config
-        embeds = self.split_rows(embeds, once=True)
-        output = self.language_model.generate(inputs_embeds=embeds, attention_mask=attention_mask, **settings)
-        new = output if isinstance(output, Tensor) else output.sequences
+        embeds, mask = self.split_rows(embeds, once=True), attention_mask.to(embeds.device)
+        output = self.language_model.generate(inputs_embeds=embeds, attention_mask=mask, **settings)
+        new = (output if isinstance(output, Tensor) else output.sequences).to(input_ids.device)
         ids = torch.cat([input_ids.repeat_interleave(len(new) // len(input_ids), 0), new], 1)
         if isinstance(output, Tensor):
             return ids

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextvars import ContextVar
-from functools import partial
-from types import MethodType
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -48,13 +47,21 @@ def recompute_layer(layer: nn.Module) -> None:
     The switch of transformers works in training mode alone, in which the layers of a frozen model would drop some of
     their activations at random.
     """
-    part: Any = layer
-    part.forward = MethodType(run_recomputed, layer)  # which a copy of the layer gets for itself
+    if not hasattr(layer, "stock_forward"):
+        # a bound method as its attribute would be a reference to itself, and only the garbage collector would free it
+        layer.__class__ = make_recomputing_class(type(layer))  # type: ignore[arg-type]  # a class can be hashed
 
 
-def run_recomputed(layer: nn.Module, *given: Any, **settings: Any) -> Any:
-    """Run the ``forward`` of a layer's class; only what was ``given`` is kept for the backward."""
-    return run_layer(True, partial(type(layer).forward, layer, **settings), *given)
+@cache
+def make_recomputing_class(kind: type[nn.Module]) -> type[nn.Module]:
+    """Return a class of layers that is ``kind`` in all, its name included, but for a forward that recomputes."""
+    names = {"__module__": kind.__module__, "__qualname__": kind.__qualname__, "__doc__": kind.__doc__}
+    return type(kind.__name__, (kind,), {**names, "forward": run_recomputed, "stock_forward": kind.forward})
+
+
+def run_recomputed(layer: Any, *given: Any, **settings: Any) -> Any:
+    """Run the ``forward`` that a layer's class had; only what was ``given`` is kept for the backward."""
+    return run_layer(True, partial(type(layer).stock_forward, layer, **settings), *given)
 
 
 def recompute_stock_layers(model: PreTrainedModel) -> None:

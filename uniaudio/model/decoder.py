@@ -70,10 +70,9 @@ class TextDecoder(nn.Module):
                 f"decoder.attention: packed is not possible, {obstacle}; set it to auto or padded"
             )
         self.packed = attention != "padded" and not obstacle
-        self.plain_head = self.has_plain_head()
         self.positions = find_position_limit(lm)
         self.pads_exactly = self.can_pad_prompts()
-        self.require_same_from_embeddings()
+        self.plain_head = self.has_plain_head()
 
     def train(self, mode: bool = True) -> TextDecoder:
         """Stay in eval mode unless something is trained: frozen means frozen, dropout included."""
@@ -260,46 +259,32 @@ class TextDecoder(nn.Module):
         return close(together.logits[0][1], alone.logits[0][0])
 
     @torch.no_grad()
-    def require_same_from_embeddings(self) -> None:
-        """Compare four tokens by their ids with the same by their embeddings: audio tokens have no ids.
-
-        Raises:
-            UserError: when it makes something else of them, such as by a factor that only ids get.
-        """
-        if self.lm.device.type == "meta":
-            return
-        self.set_attention(self.stock_attention)
-        ids = torch.arange(4, device=self.lm.device)[None] % self.vocabulary
-        by_ids, by_embeddings = (
-            self.lm.base_model(**given, use_cache=False).last_hidden_state
-            for given in ({"input_ids": ids}, {"inputs_embeds": self.embed(ids)})
-        )
-        if not close(by_embeddings, by_ids):
-            raise UserError(
-                f"decoder.path: {type(self.lm).__name__} gives other results from embeddings than from token ids; use "
-                "another decoder"
-            )
-
-    @torch.no_grad()
     def has_plain_head(self) -> bool:
-        """Compare the head alone with the whole model on four tokens, so that no architecture is judged by its name.
+        """Return whether logits are what the head alone makes of hidden states.
+
+        Four tokens by their ids through the whole model are compared with the same by their embeddings through layers
+        and head, so that no architecture is judged by its name: audio tokens have no ids.
 
         Raises:
-            UserError: when the logits cannot be had from the hidden states, so losses would be wrong.
+            UserError: when the logits cannot be had from the hidden states, so losses would be wrong, or embeddings
+                become something else than ids do, such as by a factor that only ids get.
         """
-        config = self.lm.config.get_text_config()
         if self.lm.device.type == "meta":
+            config = self.lm.config.get_text_config()
             return all(getattr(config, name, None) is None for name in LOGIT_SETTINGS)
         self.set_attention(self.stock_attention)
         ids = torch.arange(4, device=self.lm.device)[None] % self.vocabulary
-        hidden = self.lm.base_model(input_ids=ids, use_cache=False).last_hidden_state[0]
         stock = self.lm(input_ids=ids, use_cache=False).logits[0].float()
+        hidden = self.lm.base_model(inputs_embeds=self.embed(ids), use_cache=False).last_hidden_state[0]
         logits = self.logits(hidden)
         if close(logits, stock):
             head = self.lm.get_output_embeddings()
             return torch.equal(logits, head(hidden.to(head.weight.dtype)))
+        name = type(self.lm).__name__
+        if close(hidden, self.lm.base_model(input_ids=ids, use_cache=False).last_hidden_state[0]):
+            raise UserError(f"decoder: the logits of {name} are not a known function of its hidden states")
         raise UserError(
-            f"decoder: the logits of {type(self.lm).__name__} are not a known function of its hidden states"
+            f"decoder.path: {name} gives other results from embeddings than from token ids; use another decoder"
         )
 
 

@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM
 
 from uniaudio.errors import UserError, convert_to_user_error, prefix_user_errors
 from uniaudio.hub_client import convert_hub_refusals
+from uniaudio.model.base_identity import TOKENIZER_FILES, identify_base
 from uniaudio.model.decoder import TextDecoder
 from uniaudio.model.decoder_limits import refuse_unusable_class
 from uniaudio.model.encoders.weights import build_with_random_weights
@@ -17,7 +18,6 @@ from uniaudio.model.fp8 import FP8, convert_to_float8, refuse_without_units
 from uniaudio.model.lora import add_lora
 from uniaudio.model.model_files import (
     RANDOM,
-    identify_base,
     pin_revision,
     read_stock_config,
     refuse_unusable_files,
@@ -59,7 +59,7 @@ def load_decoder(
     lm = load_causal_lm(
         name, revision, commit, kind, trust_remote_code, seed if path.startswith(RANDOM) else None
     )
-    decoder = TextDecoder(lm.to(device), attention, identify_base(path, revision))
+    decoder = TextDecoder(lm.to(device), attention, identify_base(path, revision, TOKENIZER_FILES))
     if dtype == FP8:  # after the trials above, which compare to rounding in the dtype of the weights
         convert_to_float8(lm.base_model)
     make_trainable(decoder, lm.base_model, train, lora, seed)

@@ -67,7 +67,7 @@ class DepthInjection:
         hidden = output[0] if isinstance(output, tuple) else output
         if len(hidden) != len(features):  # a search with beams has several rows for every prompt
             features = features.repeat_interleave(len(hidden) // len(features), 0)
-        hidden = hidden + features.to(hidden.dtype)
+        hidden = hidden + features.to(hidden)  # layers may be on several devices
         return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
 
 

@@ -1,8 +1,7 @@
-"""The files of a model by folder or Hub name: which are fetched, its config.json, what is refused, its identity."""
+"""The files of a model by folder or Hub name: which are fetched, its config.json, what is refused."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Sequence
@@ -14,7 +13,7 @@ from huggingface_hub import HfApi, constants, hf_hub_download, snapshot_download
 from huggingface_hub.errors import OfflineModeIsEnabled
 from transformers import AutoConfig, PretrainedConfig
 
-from uniaudio.errors import UserError, convert_to_user_error, prefix_user_errors, read_first_line
+from uniaudio.errors import UserError, prefix_user_errors, read_first_line
 from uniaudio.hub_client import call_hub, convert_hub_errors
 
 RANDOM = "random:"  # prefix of a path: the same architecture with random weights
@@ -27,8 +26,6 @@ CODE = "*.py"
 ADAPTER = "adapter_config.json"
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 ConfigClass = TypeVar("ConfigClass", bound=PretrainedConfig)
-# bytes; of larger files the size and the first mebibyte (the safetensors header) count
-HASHED_WHOLE = 200 * 2**20
 CONFIG_FOLDERS: dict[tuple[str, str, str | None], Path] = {}  # of repositories asked for in this process
 
 
@@ -253,25 +250,3 @@ def refuse_unusable_files(path: str, where: str, revision: str | None = None) ->
             f"{where}: {path} holds its weights as {matches[0]}, a pickle, which can run code when it is read; "
             f"{on_hub}convert it to safetensors first (see SECURITY.md)"
         )
-
-
-def identify_base(path: str, revision: str | None) -> dict[str, str]:
-    """Return a content hash of a folder's config and tensors, or a Hub name with its commit.
-
-    Raises:
-        UserError: when it is neither a folder with a model nor a model of the Hub, or cannot be read.
-    """
-    name = path.removeprefix(RANDOM)
-    folder = Path(name)
-    if not folder.is_dir():
-        return {"path": path, "revision": fetch_model_config(path, revision).name}  # under snapshots/COMMIT/
-    with convert_to_user_error(f"{folder}: its config.json cannot be read"):
-        digest = hashlib.sha256((folder / "config.json").read_bytes())
-    for file in sorted(folder.glob("*.safetensors")):
-        if file.stat().st_size <= HASHED_WHOLE:
-            digest.update(file.read_bytes())
-        else:
-            digest.update(f"{file.name}:{file.stat().st_size}".encode())
-            with file.open("rb") as stream:
-                digest.update(stream.read(2**20))
-    return {"path": path, "sha256": digest.hexdigest()}

@@ -16,12 +16,13 @@ from uniaudio.model.activation_checkpointing import run_layer
 from uniaudio.model.adapters.base import Adapter
 from uniaudio.model.attention import Segments, packed_attention
 from uniaudio.model.audio_lm import AudioLM, ReadPrompts
+from uniaudio.model.base_identity import TOKENIZER_FILES, identify_base
 from uniaudio.model.decoder import compute_label_losses
 from uniaudio.model.decoder_loading import choose_dtype, make_trainable
 from uniaudio.model.decoding import generate_with_cross_attention
 from uniaudio.model.encoders.weights import build_with_random_weights, fill, read_tensors
 from uniaudio.model.label_likelihoods import label_log_likelihoods
-from uniaudio.model.model_files import RANDOM, find_model_folder, identify_base, read_model_config
+from uniaudio.model.model_files import RANDOM, find_model_folder, read_model_config
 from uniaudio.model.tree_attention import Branches
 from uniaudio.ragged import Ragged
 from uniaudio.types import Batch, Encoded
@@ -274,6 +275,6 @@ def load_whisper_decoder(
     except UserError as problem:
         raise UserError(f"decoder.path: {problem}; decoder.kind whisper needs a full checkpoint") from problem
     decoder = decoder.to(device, choose_dtype(dtype, train))
-    reader = WhisperTextDecoder(decoder, identify_base(path, revision))
+    reader = WhisperTextDecoder(decoder, identify_base(path, revision, TOKENIZER_FILES))
     make_trainable(reader, decoder, train, lora, seed)
     return reader

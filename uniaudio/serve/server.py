@@ -68,9 +68,13 @@ class Guard:
     def check_request(self, method: str, path: str, headers: Headers) -> tuple[int, str] | None:
         """Return the HTTP status and the sentence with which a request is refused, or None."""
         host, origin = headers.get("host", ""), headers.get("origin")
-        if self.hosts and urlsplit(f"//{host}").hostname not in self.hosts:
+        try:
+            name, page = urlsplit(f"//{host}").hostname, urlsplit(origin or "").netloc
+        except ValueError:  # such as half an address in brackets
+            return 400, "the host name or the origin of the request cannot be read"
+        if self.hosts and name not in self.hosts:
             return 400, "this page cannot be reached under this host name"
-        if origin is not None and urlsplit(origin).netloc != host:
+        if origin is not None and page != host:
             return 403, "requests from other pages are refused"
         if not (path in PATHS or path.startswith(FILES)) or "://" in path:
             return 404, "not found"

@@ -1,13 +1,22 @@
 """Models whose code lives in their folder, like Dasheng: only when the user says so."""
 
 import json
+import re
 
 import pytest
 import torch
 from helpers.checkpoints import save_miniature
 from helpers.remote_model import save_remote_model
 from safetensors.torch import load_file, save_file
-from transformers import Wav2Vec2FeatureExtractor
+from transformers import (
+    DacConfig,
+    DacFeatureExtractor,
+    DacModel,
+    Speech2TextConfig,
+    Speech2TextFeatureExtractor,
+    Speech2TextModel,
+    Wav2Vec2FeatureExtractor,
+)
 
 from uniaudio.checks.encoder_contract import check_contract
 from uniaudio.config.encoders import EncoderConfig
@@ -129,6 +138,72 @@ def test_a_model_with_hidden_states_gives_them(mask, tmp_path):
     encoder.train()  # without skipped layers, whose hidden states would be missing
     for _ in range(20):
         assert len(encoder(Ragged.from_rows([samples]), layers=True).layers) == 3
+
+
+def save_dac(folder):
+    """A codec whose model does not take what its extractor makes."""
+    torch.manual_seed(0)
+    sizes = {"encoder_hidden_size": 8, "decoder_hidden_size": 16, "codebook_size": 16, "codebook_dim": 4}
+    config = DacConfig(**sizes, downsampling_ratios=[8, 8], n_codebooks=2)
+    DacModel(config).save_pretrained(folder)
+    DacFeatureExtractor(sampling_rate=16_000, hop_length=64).save_pretrained(folder)
+
+
+def save_speech_to_text(folder):
+    """A model that wants the beginning of a text with every clip."""
+    torch.manual_seed(0)
+    sizes = {
+        "d_model": 16,
+        "encoder_layers": 1,
+        "decoder_layers": 1,
+        "encoder_ffn_dim": 16,
+        "decoder_ffn_dim": 16,
+    }
+    heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2}
+    Speech2TextModel(Speech2TextConfig(**sizes, **heads, vocab_size=20)).save_pretrained(folder)
+    Speech2TextFeatureExtractor().save_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    ("save", "sentence"),
+    [
+        (
+            save_dac,
+            r"encoders\.a: DacModel gives no frames of a clip alone \(.*padding_mask.*\); use another model: the only "
+            r"supported codecs are encodec and mimi, or an encoder class of your own \(module:Class\)",
+        ),
+        (
+            save_speech_to_text,
+            r"encoders\.a: Speech2TextModel gives no frames of a clip alone \(.*decoder_input_ids.*\); use another "
+            r"model: the nearest is whisper, or an encoder class of your own \(module:Class\)",
+        ),
+    ],
+)
+def test_a_model_without_frames_is_refused_with_what_to_use(save, sentence, tmp_path):
+    save(tmp_path)
+    with pytest.raises(UserError) as caught:
+        load(tmp_path, kind="remote")
+    assert re.fullmatch(sentence, str(caught.value)), str(caught.value)
+
+
+def test_features_in_the_place_of_time_are_no_frames(folder):
+    """There are 100 of them, as there are frames of 25 a second in 4 s."""
+    code, config = folder / "modeling_little.py", json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "width": 100}))
+    save_file(
+        {"line.weight": torch.randn(100, 3), "line.bias": torch.randn(100)},
+        folder / "model.safetensors",
+        metadata={"format": "pt"},
+    )
+    code.write_text(
+        code.read_text().replace("self.line(input_values)", "self.line(input_values).transpose(1, 2)")
+    )
+    with pytest.raises(
+        UserError,
+        match=r"LittleModel gives no frames: its output has 100 rows of 100 values for 4 s of sound and 100 of 50 for "
+        r"half of it; use another model",
+    ):
+        load(folder, trust_remote_code=True)
 
 
 def test_frames_are_found_in_what_a_model_gives():

@@ -253,6 +253,20 @@ def test_another_decoder_is_refused_by_name(save):
         check_bases(checkpoint, {"decoder": {"path": "b", "sha256": "2" * 64}})
 
 
+def test_files_beside_the_weights_are_compared_where_the_checkpoint_has_their_hash(save):
+    """One of an earlier version has none."""
+    checkpoint = load_checkpoint(save(1))
+    now = {**BASES["decoder"], "files_sha256": "3" * 64}
+    check_bases(checkpoint, {"decoder": now})
+    checkpoint.bases["decoder"] = now
+    check_bases(checkpoint, {"decoder": {**now, "path": "elsewhere"}})
+    with pytest.raises(
+        UserError,
+        match=r"step-000001 was trained with other files of the decoder b: .*; restore the folder, or",
+    ):
+        check_bases(checkpoint, {"decoder": {**now, "path": "b", "files_sha256": "4" * 64}})
+
+
 def test_a_disk_that_refuses_leaves_the_previous_one(save, tmp_path, monkeypatch):
     first = save(1)
 

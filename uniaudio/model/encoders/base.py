@@ -9,11 +9,16 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from uniaudio.errors import UserError
 from uniaudio.model.init_args import InitArgsModule, Stock
 from uniaudio.ragged import Ragged
 from uniaudio.types import Encoded
 
 Encoder = TypeVar("Encoder", bound=nn.Module)  # typing.Self is not read by the run-time checks of the tests
+
+
+class NoFramesError(UserError):
+    """A model that cannot be an encoder: it makes no frames of a clip."""
 
 
 class AudioEncoder(InitArgsModule):

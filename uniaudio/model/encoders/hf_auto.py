@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import AutoFeatureExtractor, AutoModel
 
-from uniaudio.errors import UserError, read_first_line
+from uniaudio.errors import UserError, escape_text, read_first_line
+from uniaudio.model.encoders.base import NoFramesError
 from uniaudio.model.encoders.feature_extractor import ChunkedAudioEncoder
 from uniaudio.model.encoders.resampled import resample_to
 from uniaudio.model.encoders.weights import build_with_random_weights, load_pretrained
@@ -49,15 +50,21 @@ class RemoteAudioEncoder(ChunkedAudioEncoder):
         frame_rate: frames per second; None measures it once on silence.
 
     Raises:
-        UserError: when no frames are found, or their rate is no usual one.
+        NoFramesError: when the model does not read a clip alone, or its output has no frames.
+        UserError: when their rate is no usual one.
     """
 
     def __init__(self, model: nn.Module, extractor: Any, frame_rate: float | None = None) -> None:
         super().__init__(model, round(CHUNK_SECONDS * SAMPLE_RATE), LEAST)
         self.extractor = extractor
         self.frame_rate = frame_rate or 0.0
-        with torch.no_grad():
-            *before, frames = self.run_model(np.zeros(TRIAL_SECONDS * SAMPLE_RATE, np.float32))
+        *before, frames = self.try_silence(TRIAL_SECONDS)
+        shorter = self.try_silence(TRIAL_SECONDS // 2)[-1]
+        if len(shorter) >= len(frames) or shorter.shape[-1] != frames.shape[-1]:
+            raise NoFramesError(
+                f"{type(model).__name__} gives no frames: its output has {len(frames)} rows of {frames.shape[-1]} "
+                f"values for {TRIAL_SECONDS} s of sound and {len(shorter)} of {shorter.shape[-1]} for half of it"
+            )
         # fixed here: in a very short chunk states of another rate have as many frames by chance
         self.used = [i for i, state in enumerate(before) if len(state) == len(frames)]
         self.layer_dims = (*(before[i].shape[-1] for i in self.used), frames.shape[-1])
@@ -76,6 +83,23 @@ class RemoteAudioEncoder(ChunkedAudioEncoder):
             states = [*(before[i] for i in self.used if layers), frames]
             by_chunk.append(self.check_num_frames(states, len(wave)))
         return [list(states) for states in zip(*by_chunk, strict=True)]
+
+    @torch.no_grad()
+    def try_silence(self, seconds: int) -> list[Tensor]:
+        """Return what ``run_model`` makes of silence.
+
+        Raises:
+            NoFramesError: in the place of whatever the model raises, such as for inputs that no extractor makes.
+        """
+        try:
+            return self.run_model(np.zeros(seconds * SAMPLE_RATE, np.float32))
+        except UserError:  # such as for a package that is missing
+            raise
+        except Exception as problem:
+            reason = escape_text(read_first_line(problem))
+            raise NoFramesError(
+                f"{type(self.model).__name__} gives no frames of a clip alone ({reason})"
+            ) from problem
 
     def run_model(self, wave: NDArray[np.float32]) -> list[Tensor]:
         """Return every hidden state ``[T, E]`` of one chunk, the frames last."""
@@ -107,7 +131,7 @@ def find_hidden_states(output: Any, name: str) -> list[Tensor]:
     """Return the hidden states ``[T, E]`` in a model's output for one clip, the frames last.
 
     Raises:
-        UserError: when none of its tensors has clips, frames and features.
+        NoFramesError: when none of its tensors has clips, frames and features.
     """
     if isinstance(output, Mapping):
         named = dict(output)
@@ -118,7 +142,7 @@ def find_hidden_states(output: Any, name: str) -> list[Tensor]:
     others = [value for key, value in named.items() if "logits" not in str(key)]
     frames = next(filter(is_frames, [named.get("last_hidden_state"), *states[-1:], *others]), None)
     if frames is None:
-        raise UserError(
+        raise NoFramesError(
             f"{name} gives no frames: neither last_hidden_state nor hidden_states "
             "is a tensor of clips, frames and features"
         )

@@ -13,7 +13,7 @@ from uniaudio.config.encoders import LISTENING, EncoderConfig, select_given
 from uniaudio.config.nearest import suggest_name
 from uniaudio.config.trust import NO_TRUST, Trust, require_remote_code
 from uniaudio.errors import UserError, convert_to_user_error, prefix_user_errors
-from uniaudio.model.encoders.base import AudioEncoder
+from uniaudio.model.encoders.base import AudioEncoder, NoFramesError
 from uniaudio.model.encoders.imported import load_imported_encoder
 from uniaudio.model.model_files import RANDOM, fetch_model_config, read_model_config, refuse_unusable_files
 
@@ -220,8 +220,13 @@ def load_known_encoder(config: EncoderConfig, where: str, seed: int, trust: Trus
     settings = choose_settings(config, family, kind, where)
     load = getattr(importlib.import_module(family.module), family.loader)
     unfit = f"{config.path} cannot be loaded as a {kind} encoder"
-    with prefix_user_errors(where), convert_to_user_error(unfit, "see its config.json"):
-        encoder: AudioEncoder = load(config.path, config.revision, seed=seed, **settings)
+    try:
+        with prefix_user_errors(where), convert_to_user_error(unfit, "see its config.json"):
+            encoder: AudioEncoder = load(config.path, config.revision, seed=seed, **settings)
+    except NoFramesError as problem:
+        raise UserError(
+            f"{problem}; use another model{explain_left_out(kind)}, or an encoder class of your own (module:Class)"
+        ) from problem
     return encoder
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from uniaudio.errors import UserError, convert_to_user_error
+from uniaudio.model.base_identity import CONTENT, FILES, HASHES
 from uniaudio.train.checkpoint.integrity import BASES, CONFIG, EMA, MODEL, OPTIMIZER, STATE, find_damage
 from uniaudio.train.engines.base import MOMENTS
 
@@ -90,18 +91,29 @@ def check_bases(checkpoint: Checkpoint, bases: Mapping[str, Mapping[str, str]]) 
     """
     for part, saved in checkpoint.bases.items():
         now = bases.get(part, {})
-        if not is_same_base(saved, now):
+        difference = find_difference(saved, now)
+        if difference == FILES:
+            raise UserError(
+                f"{checkpoint.path} was trained with other files of the {part} {now['path']}: its feature extractor, "
+                "its tokenizer or a part of its weights has changed since; restore the folder, or start a new run"
+            )
+        if difference:
             raise UserError(
                 f"{checkpoint.path} was trained with the {part} {describe_weights(saved)}, "
                 f"but the config names {describe_weights(now)}"
             )
 
 
-def is_same_base(saved: Mapping[str, str], now: Mapping[str, str]) -> bool:
-    """Return whether two identities are of the same weights: by their hashes where both have one."""
-    kinds: Sequence[str] = ("sha256",) if "sha256" in saved and "sha256" in now else ("path", "revision")
-    return all(saved.get(kind) == now.get(kind) for kind in kinds)
+def find_difference(saved: Mapping[str, str], now: Mapping[str, str]) -> str:
+    """Return the key by which two identities of ``identify_base`` differ, an empty text where they are of one model.
+
+    The hashes that both have are compared; where there are none, path and revision. So a checkpoint that was written
+    before ``files_sha256`` is compared by ``sha256`` alone, and what goes on from it holds both.
+    """
+    keys = [key for key in HASHES if key in saved and key in now] or ["path", "revision"]
+    return next((key for key in keys if saved.get(key) != now.get(key)), "")
 
 
-def describe_weights(base: Mapping[str, str]) -> str:
-    return f"{base.get('path', 'nothing')} ({(base.get('sha256') or base.get('revision') or 'unknown')[:12]})"
+def describe_weights(base: Mapping[str, str], key: str = CONTENT) -> str:
+    """Return the path of a base and the beginning of one of its hashes, or of its commit."""
+    return f"{base.get('path', 'nothing')} ({(base.get(key) or base.get('revision') or 'unknown')[:12]})"
