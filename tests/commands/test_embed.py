@@ -40,15 +40,15 @@ def test_frames_and_embeddings_come_from_one_pass(tmp_path, monkeypatch):
     files = [tmp_path / "a.wav", tmp_path / "b.wav"]
     for number, file in enumerate(files, start=1):
         file.write_bytes(clip_bytes(number, count=8000 * number))
-    heard, forward = [], WhisperAudioEncoder.forward
+    batch_sizes, forward = [], WhisperAudioEncoder.forward
 
     def listen(self, audio, **given):
-        heard.append(len(audio))
+        batch_sizes.append(len(audio))
         return forward(self, audio, **given)
 
     monkeypatch.setattr(WhisperAudioEncoder, "forward", listen)
     embed_files(str(tmp_path / "whisper"), files, tmp_path / "both.npz", frames=True)
-    assert heard == [2]
+    assert batch_sizes == [2]
     embed_files(str(tmp_path / "whisper"), files, tmp_path / "plain.npz", frames=False)
     both, plain = np.load(tmp_path / "both.npz"), np.load(tmp_path / "plain.npz")
     np.testing.assert_array_equal(both["embeddings"], plain["embeddings"])

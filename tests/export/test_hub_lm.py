@@ -212,13 +212,13 @@ def test_inputs_and_encoder_may_be_on_another_device_than_the_decoder(
     processor, loaded = load(tmp_path / "lm")
     inputs = processor(text=["<|audio|>low?", "<|audio|>Which tone is it?"], audio=noise(9_000, 7_777))
     wanted = loaded.embed(**inputs).shape
-    table, heard = loaded.get_input_embeddings(), []
+    table, devices_seen = loaded.get_input_embeddings(), []
 
     def move(module, given, named):  # as the hooks of accelerate
         return pytree.tree_map_only(FakeTensor, lambda _: torch.zeros(2, 64), (given, named))
 
     def continue_prompts(inputs_embeds, attention_mask, **_):
-        heard.extend((inputs_embeds.device.type, attention_mask.device.type))
+        devices_seen.extend((inputs_embeds.device.type, attention_mask.device.type))
         return torch.zeros(2, 3, dtype=torch.long).to(inputs_embeds.device)
 
     monkeypatch.setattr(loaded.language_model, "generate", continue_prompts)
@@ -229,7 +229,7 @@ def test_inputs_and_encoder_may_be_on_another_device_than_the_decoder(
         embeds = loaded.embed(**inputs)
         ids = loaded.generate(**inputs)
     assert (embeds.device.type, embeds.shape) == ("cuda", wanted)
-    assert heard == ["cuda", "cuda"]
+    assert devices_seen == ["cuda", "cuda"]
     assert ids.device.type == "cpu"
 
 

@@ -81,7 +81,7 @@ def test_the_rate_of_rows_of_different_speed_is_that_of_the_whole(tmp_path):
     assert cost.audio_rate == pytest.approx(1440 / (720 / 10 + 720 / 90))
 
 
-def test_the_newest_checkpoint_is_told_by_its_number(tmp_path):
+def test_the_newest_checkpoint_has_the_highest_number(tmp_path):
     folder = write_run(tmp_path / "run", ["a"], steps=40, every=2)
     for name, path in (("step-999999", "old"), ("step-1000000", "new"), ("step-9999999-kept", "other")):
         (folder / "checkpoints" / name).mkdir()

@@ -46,8 +46,8 @@ def find_decoder_places(places: Any) -> Any:
         return places
     # with a dot, so that of the decoder itself no name is left
     parts = {f"{name}.": place for name, place in places.items() if name}
-    found = {name[len(DECODER) : -1]: place for name, place in parts.items() if name.startswith(DECODER)}
-    return {"": places[""]} if "" in places and not found else found
+    inside = {name[len(DECODER) : -1]: place for name, place in parts.items() if name.startswith(DECODER)}
+    return {"": places[""]} if "" in places and not inside else inside
 
 
 def copy_constants(module: nn.Module) -> dict[str, Tensor]:
