@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextvars import ContextVar
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,6 +17,8 @@ from uniaudio.model.depth_injection import find_stock_layers
 
 # what runs a layer that recomputes; the memory estimate puts a recorder in its place
 LAYER_CHECKPOINT: ContextVar[Callable[..., Any]] = ContextVar("LAYER_CHECKPOINT", default=checkpoint)
+# classes of layers that recompute, by the stock class: one for all layers of a model, so that a compiled graph fits all
+RECOMPUTING: dict[type[nn.Module], type[nn.Module]] = {}
 
 
 def run_layer(recomputes: bool, layer: Callable[..., Any], *given: Any) -> Any:
@@ -49,10 +51,12 @@ def recompute_layer(layer: nn.Module) -> None:
     """
     if not hasattr(layer, "stock_forward"):
         # a bound method as its attribute would be a reference to itself, and only the garbage collector would free it
-        layer.__class__ = make_recomputing_class(type(layer))  # type: ignore[arg-type]  # a class can be hashed
+        kind = type(layer)
+        if kind not in RECOMPUTING:
+            RECOMPUTING[kind] = make_recomputing_class(kind)
+        layer.__class__ = RECOMPUTING[kind]
 
 
-@cache
 def make_recomputing_class(kind: type[nn.Module]) -> type[nn.Module]:
     """Return a class of layers that is ``kind`` in all, its name included, but for a forward that recomputes."""
     names = {"__module__": kind.__module__, "__qualname__": kind.__qualname__, "__doc__": kind.__doc__}
