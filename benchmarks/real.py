@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from cells import Cell, keep_settings, run_cells
-from real_runs import QUESTIONS, RUNS, SHORT_STEPS, STAGE_SHARES, Run, shorten, stage_steps
+from real_runs import ONE_WORDING, QUESTIONS, RUNS, SHORT_STEPS, STAGE_SHARES, Run, shorten, stage_steps
 from real_tables import answer_table, probe_table, read_cells, stage_table, task_table
 
 from uniaudio.config.base_files import read_layers
@@ -199,21 +199,20 @@ def summarise_training(folder: Path) -> dict[str, Any]:
 
 
 def one_wording(out: Path) -> Path:
-    """Write the recipe ``real`` with templates of one wording each, unless it is there, and return its file."""
+    """Write the recipes of ``ONE_WORDING`` with templates of one wording each, where missing; return their folder."""
     folder = out / "one_wording"
-    recipe = folder / "real_one_wording.yaml"
-    if recipe.is_file():
-        return recipe
-    (folder / "templates").mkdir(parents=True, exist_ok=True)
-    content = load_yaml(find_file("recipe", "real"))
-    names = {name for entry in content["train"] for name in as_list(entry["template"])}
-    for name in sorted(names):
-        template = load_yaml(find_file("template", name))
-        template["prompts"] = template["prompts"][:1]
-        (folder / "templates" / f"{name}.yaml").write_text(dump_yaml(template))
-    content["recipe"] = recipe.stem
-    recipe.write_text(dump_yaml(content))
-    return recipe
+    for name in ONE_WORDING:
+        recipe = folder / f"{name}.yaml"
+        if recipe.is_file():
+            continue
+        (folder / "templates").mkdir(parents=True, exist_ok=True)
+        content = load_yaml(find_file("recipe", name))
+        for kind in sorted({kind for entry in content["train"] for kind in as_list(entry["template"])}):
+            template = load_yaml(find_file("template", kind))
+            template["prompts"] = template["prompts"][:1]
+            (folder / "templates" / f"{kind}.yaml").write_text(dump_yaml(template))
+        recipe.write_text(dump_yaml(content))
+    return folder
 
 
 def as_list(value: str | list[str]) -> list[str]:

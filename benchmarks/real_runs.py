@@ -17,6 +17,7 @@ SHORT_STEPS = 640  # about half an hour of one core with the 135 M decoder; 400 
 THREE_SEEDS = (0, 1, 2)
 STAGE_SHARES = {"speech": 0.31, "sounds": 0.15, "music": 0.54}  # of the draws of the recipe real
 LISTENING_SHARE = 0.35  # of the steps of a run that begins by listening
+ONE_WORDING = ("real_listen", "real")  # recipes of the two stages, which question (c) cuts to one wording
 SMOLLM2 = "${realmodels}/smollm2-135m-instruct"
 
 
@@ -144,7 +145,9 @@ RUNS: dict[str, Run] = {
     "random_lm_trained": Run((f"decoder.path=random:{SMOLLM2}", "decoder.train=full")),
     "gemma": Run(("decoder.path=${realmodels}/gemma-3-270m",)),
     "qwen": Run(("decoder.path=${realmodels}/qwen2.5-coder-0.5b-instruct",)),
-    "one_wording": Run(("stages.0.recipe={one_wording}", "stages.1.recipe={one_wording}")),
+    "one_wording": Run(
+        tuple(f"stages.{n}.recipe={{one_wording}}/{name}.yaml" for n, name in enumerate(ONE_WORDING))
+    ),
     "encoder_lora": Run(("encoders.whisper.train=lora", "encoders.whisper.lr=5e-4")),
     "encoder_frozen": Run(("encoders.whisper.train=frozen",)),
     "stages": Run(config="real_continual", stages=True),

@@ -158,14 +158,25 @@ def test_an_output_folder_is_not_continued_with_other_settings(real_folders, mon
     assert calls[1] < calls[0]  # probes by one protocol are fewer cells, not other ones
 
 
-def test_one_wording_has_the_same_tasks_in_one_way(real_folders, tmp_path):
-    recipe, whole = load_recipe(str(real.one_wording(tmp_path))), load_recipe("real")
+@pytest.mark.parametrize("name", ["real_listen", "real"])
+def test_one_wording_has_the_same_tasks_and_shares_in_one_way(name, real_folders, tmp_path):
+    recipe, whole = load_recipe(str(real.one_wording(tmp_path) / f"{name}.yaml")), load_recipe(name)
     assert [entry.dataset.name for entry in recipe.train] == [entry.dataset.name for entry in whole.train]
     assert recipe.compute_train_shares() == whole.compute_train_shares()
     for entry, other in zip(recipe.train, whole.train, strict=True):
         assert [template.task for template in entry.templates] == [t.task for t in other.templates]
         assert {len(template.prompts) for template in entry.templates} == {1}
     assert [entry.name for entry in recipe.evaluate] == [entry.name for entry in whole.evaluate]
+
+
+def test_one_wording_changes_nothing_but_the_wordings_of_both_stages(real_folders, tmp_path):
+    run = real_runs.RUNS["one_wording"]
+    changes = [change.replace("{one_wording}", str(real.one_wording(tmp_path))) for change in run.overrides]
+    stages = load_run(run.config, changes).stages
+    for stage, other in zip(stages, load_run("real", []).stages, strict=True):
+        recipe, whole = load_recipe(stage.recipe), load_recipe(other.recipe)
+        assert recipe.compute_train_shares() == whole.compute_train_shares()
+        assert stage.model_copy(update={"recipe": other.recipe}) == other
 
 
 def test_a_plan_says_what_is_done_and_how_far_a_training_came(real_folders):
