@@ -156,6 +156,7 @@ RUNS: dict[str, Run] = {
     "stages_replay_distill": Run((*REPLAY, *DISTILL), config="real_continual", stages=True),
     "rate_25": Run(("adapter.rate=25",)),
     "rate_12.5": Run(("adapter.rate=12.5",)),
+    "rate_6.25": Run(("adapter.rate=6.25",)),
     "depth": Run((DEPTH,)),
     "time_markers": Run((TIME_MARKERS,)),
     "depth_time_markers": Run((DEPTH, TIME_MARKERS)),
@@ -196,7 +197,9 @@ QUESTIONS: dict[str, Question] = {
             "with both": "stages_replay_distill",
         },
     ),
-    "f": Question("Audio tokens a second", {"25": "rate_25", "12.5": "rate_12.5", "3.1": "joint"}),
+    "f": Question(
+        "Audio tokens a second", {"25": "rate_25", "12.5": "rate_12.5", "6.25": "rate_6.25", "3.1": "joint"}
+    ),
     "g": Question(
         "Encoder layers handed to decoder layers, and time markers",
         {
