@@ -34,7 +34,7 @@ class Example:
             clip ``i`` stands between piece ``i`` and piece ``i + 1``.
         answer: the rendered answer. Never empty.
         shares_clips: the clips are those of the example before it in the batch, and are encoded once for both.
-        masks: (clip, axis, begin, width) of what the encoder is not to see, see ``model/spec_augment.py``.
+        masks: (clip, axis, begin, width) of what the encoder is not to see, see ``model/mel_masks.py``.
         window: (start, end) in seconds of the longer clip that the clip is a window of.
     """
 

@@ -14,7 +14,7 @@ from uniaudio.console import make_console
 from uniaudio.data.recipe import load_recipe
 from uniaudio.estimate.fake_model import Blueprint, choose_gpu_precision
 from uniaudio.estimate.gpus import Machine
-from uniaudio.estimate.memory import ENGINES, MARGIN, PARTS
+from uniaudio.estimate.memory import ENGINES, MARGIN, PARTS, ContinualCopies
 from uniaudio.estimate.stage_plan import StagePlan, plan_stage
 from uniaudio.train.activation_checkpointing import list_parts
 from uniaudio.units import GIB
@@ -67,13 +67,14 @@ def build_memory_table(plan: StagePlan, stage: Stage, machine: Machine) -> Table
         f"({plan.clips:.1f} clips of {plan.clip.seconds:.1f} s)"
     )
     table = Table(title=title, title_justify="left")
-    for column in ("engine", *PARTS, "total", "largest, s"):
+    shown = [part for part in PARTS if part != "continual" or plan.copies != ContinualCopies()]
+    for column in ("engine", *shown, "total", "largest, s"):
         table.add_column(column, justify="left" if column == "engine" else "right")
     limit = machine.memory_gib * GIB
     for engine in ENGINES:
         parts = plan.compute_memory(engine, machine.gpus)
         total = sum(parts.values())
-        numbers = (f"{value / GIB:.2f}" for value in (*parts.values(), total))
+        numbers = (f"{value / GIB:.2f}" for value in (*(parts[part] for part in shown), total))
         largest = plan.find_largest(engine, machine.gpus, limit)
         text = f"{largest:.0f}" if largest < float("inf") else "any"
         table.add_row(engine, *numbers, text, style="" if total <= limit else "red")

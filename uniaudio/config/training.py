@@ -47,8 +47,8 @@ class TrainConfig(Strict):
     keep_every: PositiveInt | None = None
     """Keep the checkpoints at multiples of this number of steps, too. Default: none."""
     max_loss_ratio: float = Field(default=10.0, gt=1)
-    """Loss spikes: a step whose loss is more than this factor times the stage's mean (or 1, if that is more)
-    is skipped.
+    """Loss spikes: a step whose loss is more than this factor times the moving average of the stage's losses (about
+    its last 20 steps; 1 if that is more) is skipped.
     """
     max_bad_steps: PositiveInt = 5
     """Skipped steps in a row (loss spikes, gradients that are not finite) after which the run ends with an

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import numpy as np
 import torch
@@ -71,14 +71,18 @@ class Blueprint:
     @classmethod
     def from_model(cls, model: AudioLM) -> Self:
         """Take it from a model that was just built, wherever its parts are from."""
-        memo: dict[int, Any] = {}
-        for tensor in (*model.encoder.parameters(), *model.encoder.buffers()):
-            bare = torch.empty_like(tensor, device="meta")
-            memo[id(tensor)] = convert_to_parameter(bare, tensor)
-        decoder: Any = model.decoder
+        encoder, decoder = copy_without_values(model.encoder, "meta"), cast(Any, model.decoder)
         if isinstance(decoder, WhisperTextDecoder):
-            return cls(copy.deepcopy(model.encoder, memo), decoder.decoder.config)
-        return cls(copy.deepcopy(model.encoder, memo), decoder.lm.config.get_text_config())
+            return cls(encoder, decoder.decoder.config)
+        return cls(encoder, decoder.lm.config.get_text_config())
+
+
+def copy_without_values(encoder: AudioEncoder, device: str | None = None) -> AudioEncoder:
+    """Return a copy of an encoder whose tensors have no values; on its own device if no other is named."""
+    memo: dict[int, Any] = {}
+    for tensor in (*encoder.parameters(), *encoder.buffers()):
+        memo[id(tensor)] = convert_to_parameter(torch.empty_like(tensor, device=device), tensor)
+    return copy.deepcopy(encoder, memo)
 
 
 def convert_to_parameter(bare: Tensor, model_tensor: Tensor) -> Tensor:

@@ -14,10 +14,12 @@ from uniaudio.checks.first_rows import AverageClip
 from uniaudio.config.run import RunConfig
 from uniaudio.data.recipe import Recipe
 from uniaudio.errors import UserError, convert_to_user_error
-from uniaudio.estimate.fake_model import Blueprint, build_fake_model, make_equal_clips
-from uniaudio.estimate.memory import PARTS, compute_parameter_bytes
+from uniaudio.estimate.fake_model import Blueprint, build_fake_model, copy_without_values, make_equal_clips
+from uniaudio.estimate.memory import PARTS, ContinualCopies, compute_parameter_bytes
 from uniaudio.estimate.step_trace import LinearCost, StepTrace
+from uniaudio.model.audio_lm import AudioLM
 from uniaudio.train.activation_checkpointing import DECODER, get_part, list_parts
+from uniaudio.train.continual.distill import Distiller
 from uniaudio.train.trainable import explain_nothing_trained
 from uniaudio.units import SECONDS_PER_HOUR
 
@@ -43,8 +45,9 @@ class StagePlan:
 
     Args:
         clip: the average example. clips: of them in a micro-batch. trained: parameters. frozen: bytes of the others.
-        cost: of a micro-batch. decoder: what the decoder's layers keep. changes: of every part that can recompute, by
-            its name in the config. logits: bytes of the logits that exist at a time. recomputed: the parts that do.
+        copies: that continual-learning methods keep. cost: of a micro-batch. decoder: what the decoder's layers keep.
+        changes: of every part that can recompute, by its name in the config. logits: bytes of the logits that exist at
+            a time. recomputed: the parts that do.
         pass_hours: hours of audio of the splits that the recipe trains on, where all cards state them.
         stage_hours: hours that the stage draws.
     """
@@ -54,6 +57,7 @@ class StagePlan:
     clips: float
     trained: int
     frozen: int
+    copies: ContinualCopies
     cost: LinearCost
     decoder: LinearCost
     changes: Mapping[str, RecomputeEffect]
@@ -98,7 +102,8 @@ class StagePlan:
         weights, frozen, gradients, moments = compute_parameter_bytes(engine, gpus, self.trained, self.frozen)
         # logits are gone by then
         activations = self.cost.compute_saved_bytes(self.clips) + max(0.0, self.working - self.logits)
-        sizes = (weights, frozen, gradients, moments, activations, self.logits)
+        copies = self.copies.compute_bytes(engine, gpus)
+        sizes = (weights, frozen, gradients, moments, copies, activations, self.logits)
         return dict(zip(PARTS, sizes, strict=True))
 
     def compute_total(self, engine: str, gpus: int) -> float:
@@ -152,8 +157,9 @@ def plan_stage(
     """
     stage = config.stages[index]
     blueprint = blueprint or Blueprint.from_config(config)
-    trace, changes, sizes = trace_step(blueprint, config, index, clip, dtype)
-    if not sizes[0]:
+    trace, changes, model = trace_step(blueprint, config, index, clip, dtype)
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    if not trained:
         raise UserError(explain_nothing_trained(stage))
     clips = stage.budget.audio_seconds / (clip.seconds + stage.budget.per_example * clip.questions)
     step_hours = (config.train.micro_batches or gpus) * clips * clip.seconds / SECONDS_PER_HOUR
@@ -161,8 +167,9 @@ def plan_stage(
         name=stage.name,
         clip=clip,
         clips=clips,
-        trained=sizes[0],
-        frozen=sizes[1],
+        trained=trained,
+        frozen=sum(p.untyped_storage().nbytes() for p in model.parameters() if not p.requires_grad),
+        copies=ContinualCopies.of(model, stage),
         cost=trace.cost(),
         decoder=trace.compute_layers_cost(DECODER),
         changes=changes,
@@ -183,12 +190,12 @@ def sum_pass_hours(recipe: Recipe) -> float | None:
 
 def trace_step(
     blueprint: Blueprint, config: RunConfig, stage: int, clip: AverageClip, dtype: torch.dtype
-) -> tuple[StepTrace, dict[str, RecomputeEffect], tuple[int, int]]:
+) -> tuple[StepTrace, dict[str, RecomputeEffect], AudioLM]:
     """Run a step of a stage's model without values.
 
     Returns:
         Its trace, what every part changes that recomputes (a part that is frozen, with nothing trained below, keeps
-        nothing anyway), and the number of trained parameters with the bytes of the others.
+        nothing anyway), and the model.
 
     Raises:
         UserError: when the model does not run so.
@@ -199,6 +206,10 @@ def trace_step(
     )
     with torch.random.fork_rng(devices=[]), convert_to_user_error(what):
         model = build_fake_model(blueprint, config, stage, dtype)
+        distill = config.stages[stage].continual.distill
+        teacher = None
+        if distill is not None:
+            teacher = Distiller(model, distill, encoder=copy_without_values(model.encoder))
         parts = {name: get_part(model, config, name) for name in (*config.encoders, DECODER)}
         parts = {name: part for name, part in parts.items() if part.can_recompute()}
         for part in parts.values():
@@ -209,7 +220,10 @@ def trace_step(
         def forward() -> Tensor:
             with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
                 loss = model(batch)
+                before = teacher.frames(batch) if teacher is not None else None
             total: Tensor = loss.total + sum(extra.value() for extra in loss.auxiliary.values())
+            if teacher is not None and before is not None and loss.frames is not None:
+                total = total + teacher.compute_total(before, loss.frames)
             return total
 
         trace = StepTrace(model, parts, TRACED_CLIPS, model.decoder.vocabulary)
@@ -220,9 +234,7 @@ def trace_step(
         change = trace.cost([name]) + plain * -1
         if change.compute_saved_bytes(1) < 0:
             changes[name] = RecomputeEffect(change, trace.find_largest_layer(name))
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    frozen = sum(p.untyped_storage().nbytes() for p in model.parameters() if not p.requires_grad)
-    return trace, changes, (trained, frozen)
+    return trace, changes, model
 
 
 def compute_logits_bytes(blueprint: Blueprint, config: RunConfig, labels: float, dtype: torch.dtype) -> float:

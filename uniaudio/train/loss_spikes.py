@@ -15,7 +15,7 @@ from uniaudio.train.loggers import Tracker
 from uniaudio.train.state import TrainState
 
 SETTLED = 20  # updates of a stage before a loss can be called exploding
-MEMORY = 0.05  # weight of a new loss in the stage's mean
+MEMORY = 0.05  # weight of a new loss in the moving average
 NAMED = 20  # examples in a message
 
 
@@ -28,7 +28,7 @@ class LossSpikeDetector:
 
     @property
     def usual_loss(self) -> float:
-        """The stage's mean loss per answer token, at least 1: below that no loss is an explosion."""
+        """The moving average of the stage's losses per answer token, at least 1: below that no loss is an explosion."""
         return max(self.position.loss_mean, 1.0)
 
     @property

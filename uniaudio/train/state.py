@@ -17,8 +17,9 @@ class TrainState:
 
     Args:
         stage_seconds: audio heard in the stage. updates: steps of the stage that were not left out.
-        stream: state of the data. skips: rows left out so far. loss_mean: mean loss of the stage's steps.
-        bad: steps left out in a row. balance: state of the adaptive mixture.
+        stream: state of the data. skips: rows left out so far. loss_mean: moving average of the
+            losses of the stage's steps. bad: steps left out in a row.
+        balance: state of the adaptive mixture.
     """
 
     step: int = 0

@@ -99,7 +99,7 @@ class AudioEncoder(InitArgsModule):
 
         Args:
             layers: also return every hidden state, each with the lengths of the frames; the last are the frames.
-            masks: bands of the spectrogram to hide, see ``spec_augment.mask_mel``; for encoders that take them.
+            masks: bands of the spectrogram to hide, see ``mel_masks.mask_mel``; for encoders that take them.
         """
         raise NotImplementedError
 

@@ -22,7 +22,7 @@ from uniaudio.model.encoders.weights import build_with_random_weights, fill, rea
 from uniaudio.model.encoders.whisper import apply_encoder_layer
 from uniaudio.model.mel import HOP, REACH, LogMel, count_encoder_frames
 from uniaudio.model.model_files import RANDOM, find_model_folder, read_model_config, use_stock_attention
-from uniaudio.model.spec_augment import mask_mel
+from uniaudio.model.mel_masks import mask_mel
 from uniaudio.ragged import Ragged
 from uniaudio.types import SAMPLE_RATE, Encoded
 

@@ -21,7 +21,7 @@ from uniaudio.model.encoders.padded import encode_whisper_padded
 from uniaudio.model.encoders.shared_silence import SilenceGrid, encode_silent_frames
 from uniaudio.model.encoders.towers import fill_tower
 from uniaudio.model.mel import FRAME, REACH, LogMel
-from uniaudio.model.spec_augment import mask_mel
+from uniaudio.model.mel_masks import mask_mel
 from uniaudio.ragged import Ragged
 from uniaudio.types import SAMPLE_RATE, Encoded
 

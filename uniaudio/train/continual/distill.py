@@ -19,14 +19,22 @@ class Distiller:
 
     Args:
         model: as it is when the stage begins. device: where the copy listens; default: where the encoder is.
+        encoder: the copy; default: one is made.
     """
 
-    def __init__(self, model: Any, settings: DistillConfig, device: torch.device | None = None) -> None:
+    def __init__(
+        self,
+        model: Any,
+        settings: DistillConfig,
+        device: torch.device | None = None,
+        encoder: nn.Module | None = None,
+    ) -> None:
         self.settings = settings
+        encoder = copy.deepcopy(model.encoder) if encoder is None else encoder
         self.model = copy.copy(model)  # its parts are shared, but for the encoder
         self.model._modules = {
             **model._modules,
-            "encoder": copy.deepcopy(model.encoder).requires_grad_(False).eval().to(device),
+            "encoder": encoder.requires_grad_(False).eval().to(device),
         }
 
     @torch.no_grad()

@@ -14,7 +14,7 @@ from uniaudio.model.adapters.stack import StackAdapter
 from uniaudio.model.audio_lm import AudioLM
 from uniaudio.model.decoder import TextDecoder
 from uniaudio.model.encoders.whisper import WhisperAudioEncoder
-from uniaudio.model.spec_augment import mask_mel
+from uniaudio.model.mel_masks import mask_mel
 from uniaudio.ragged import Ragged
 from uniaudio.types import Example
 
