@@ -21,8 +21,8 @@ from uniaudio.model.encoders.chunking import cut_into_chunks, keep_first, list_c
 from uniaudio.model.encoders.weights import build_with_random_weights, fill, read_tensors
 from uniaudio.model.encoders.whisper import apply_encoder_layer
 from uniaudio.model.mel import HOP, REACH, LogMel, count_encoder_frames
-from uniaudio.model.model_files import RANDOM, find_model_folder, read_model_config, use_stock_attention
 from uniaudio.model.mel_masks import mask_mel
+from uniaudio.model.model_files import RANDOM, find_model_folder, read_model_config, use_stock_attention
 from uniaudio.ragged import Ragged
 from uniaudio.types import SAMPLE_RATE, Encoded
 
