@@ -139,6 +139,30 @@ def test_what_is_not_there_costs_its_row_with_one_request(server, tmp_path):
     assert len(server.requests) == 1
 
 
+@pytest.mark.parametrize(
+    "page",
+    [
+        b"<!DOCTYPE html><title>Log in</title>",
+        b"\xef\xbb\xbf\n <html>",
+        b'{"error": "quota"}',
+        b"<?xml?>" * 99_999,
+    ],
+)
+def test_a_page_in_place_of_a_clip_is_not_kept(server, tmp_path, page):
+    server.files["/login.wav"] = page
+    (row,) = open_rows(server, tmp_path, {"audio": "/login.wav"})
+    with pytest.raises(
+        RowError, match="login.wav: the server sends a page or a message, not audio"
+    ) as caught:
+        decode_clips(row, 30.0)
+    assert caught.value.reason == "unreachable file"
+    assert len(server.requests) == 1
+    forget()
+    server.files["/login.wav"] = encode(2)
+    (samples,) = decode_clips(row, 30.0)
+    assert len(samples) == 32000
+
+
 def test_a_dead_host_is_given_up_and_one_that_answered_is_waited_for():
     paused = []
 

@@ -23,6 +23,7 @@ BLOCK = 1 << 18  # bytes fetched at once where a file is read in jumps
 MOST_AHEAD = 8  # blocks fetched at once where it is read onwards
 KEPT_BLOCKS, KEPT_CLIPS = 16, 16  # blocks of a clip, and clips of a process, that stay in memory
 LARGEST = 4 << 30  # bytes of a clip that is fetched whole
+PAGE = (b"<", b"{")  # how HTML, XML and JSON begin, and no file of audio
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,7 @@ class OpenedClip:
             self.size = find_store_size(url, timeout)
             check_size(self.size, url)
             data = read_store_range(url, 0, self.size if self.size <= SMALL_FILE else BLOCK, timeout)
+            refuse_page(data, url)
             if self.size <= SMALL_FILE:
                 self.keep(data)
             else:
@@ -88,10 +90,13 @@ class OpenedClip:
                 check_size(stream.size, url)
             is_in_parts = getattr(stream.answer, "status", 0) == 206
             if stream.size is None or stream.size <= SMALL_FILE or not is_in_parts:
-                self.keep(read_all(stream, stream.size, url))
+                data = read_all(stream, stream.size, url)
+                refuse_page(data, url)
+                self.keep(data)
             else:
                 self.size = stream.size
                 self.blocks[0] = read_all(stream, min(BLOCK, self.size), url)
+                refuse_page(self.blocks[0], url)
 
     def keep(self, data: bytes) -> None:
         """Keep the whole file, on disk where that is possible."""
@@ -201,3 +206,16 @@ def check_size(size: int, url: str) -> None:
     """
     if size > LARGEST:
         raise RowError("file too large", f"{url}: {size / GIB:.1f} GiB")
+
+
+def refuse_page(data: bytes, url: str) -> None:
+    """Refuse what servers send in place of a clip without saying so, such as a page to log in or an error as JSON.
+
+    Raises:
+        RowError: "unreachable file".
+    """
+    if data[:64].removeprefix(b"\xef\xbb\xbf").lstrip().startswith(PAGE):
+        begin = data[:40].decode("utf-8", "replace")
+        raise RowError(
+            "unreachable file", f"{url}: the server sends a page or a message, not audio ({begin!r})"
+        )
