@@ -152,7 +152,7 @@ def test_a_page_in_place_of_a_clip_is_not_kept(server, tmp_path, page):
     server.files["/login.wav"] = page
     (row,) = open_rows(server, tmp_path, {"audio": "/login.wav"})
     with pytest.raises(
-        RowError, match="login.wav: the server sends a page or a message, not audio"
+        RowError, match=r"login\.wav: the server sends a page or a message, not audio"
     ) as caught:
         decode_clips(row, 30.0)
     assert caught.value.reason == "unreachable file"
