@@ -5,20 +5,17 @@ from __future__ import annotations
 import hashlib
 import queue
 import shutil
-import sys
 import threading
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import FunctionType, ModuleType
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
-from torch import Tensor, nn
+from torch import Tensor
 
-from uniaudio import __version__
 from uniaudio.config.path_variables import get_cache_root
 from uniaudio.ragged import Ragged
 from uniaudio.units import GIB
@@ -26,89 +23,6 @@ from uniaudio.units import GIB
 FRAMES = "frames"  # the tensor in a file
 LEAST_FREE = 10 * GIB  # of the disk; below that nothing more is written
 AHEAD = 4  # frames of so many micro-batches may wait to be written
-PLAIN = (bool, int, float, str, tuple, type(None))
-# what a module or a feature extractor knows that does not change what it computes
-NOT_ITS_OWN = ("training", "name_or_path", "recomputes", "feature_extractor_type", "processor_class")
-KNOWN_PACKAGES = ("uniaudio", "torch", "transformers")  # code that nobody edits between two commands
-INSTALLED = ("site-packages", "dist-packages")
-
-
-def hash_model(model: nn.Module) -> str:
-    """Return a SHA-256 of what decides a model's output: classes, plain settings and weights; hexadecimal text.
-
-    The ``extractor`` that an encoder has its features from counts like a module.
-
-    Neither its name nor its path counts, so that a copy shares the cache and another weight does not. The version of
-    this package counts: its code may change what an encoder computes. Of classes that are neither of this package nor
-    of torch or transformers, the source code counts, the arguments and the tensors outside of the weights.
-    """
-    digest = hashlib.sha256(__version__.encode())
-    parts: dict[str, object] = dict(model.named_modules())
-    for name, module in model.named_modules():
-        if vars(module).get("extractor") is not None:
-            parts[f"{name}.extractor"] = module.extractor
-    for name, part in parts.items():
-        settings = {
-            key: value
-            for key, value in sorted(vars(part).items())
-            if isinstance(value, PLAIN) and key not in NOT_ITS_OWN
-        }
-        digest.update(f"{name}:{type(part).__qualname__}:{settings}\n".encode())
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}\n".encode())
-        digest.update(view_bytes(tensor))
-    foreign = [part for part in parts.values() if is_foreign(type(part).__module__)]
-    for file in list_source_files(type(part).__module__ for part in foreign):
-        digest.update(file.read_bytes())
-    for module in (part for part in foreign if isinstance(part, nn.Module)):
-        digest.update(repr(sorted(getattr(module, "made_with", {}).items())).encode())
-        for tensor in (
-            *module.buffers(recurse=False),
-            *(t for t in vars(module).values() if isinstance(t, Tensor)),
-        ):
-            digest.update(view_bytes(tensor))
-    return digest.hexdigest()
-
-
-def view_bytes(tensor: Tensor) -> memoryview:
-    """Return the bytes of a tensor's values."""
-    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
-
-
-def is_foreign(module: str) -> bool:
-    """Return whether a module of Python, by its name, is neither of this package nor of the libraries below it."""
-    package = module.partition(".")[0]
-    return package not in KNOWN_PACKAGES and package not in sys.stdlib_module_names
-
-
-def list_source_files(modules: Iterable[str]) -> list[Path]:
-    """Return the files of some modules of Python and of all that they import, without installed packages but their own.
-
-    An encoder in ``my_encoder.py`` may call a function of ``my_layers.py`` beside it.
-    """
-    waiting = list(modules)
-    packages = {name.partition(".")[0] for name in waiting}
-    files: dict[str, Path] = {}
-    while waiting:
-        name = waiting.pop()
-        module = sys.modules.get(name)
-        path = Path(getattr(module, "__file__", None) or "")
-        is_installed = (
-            any(part in INSTALLED for part in path.parts) and name.partition(".")[0] not in packages
-        )
-        if name in files or is_installed or not (is_foreign(name) and path.is_file()):
-            continue
-        files[name] = path
-        waiting += {find_module_name(value) for value in vars(module).values()}
-    return sorted({*files.values()})
-
-
-def find_module_name(value: object) -> str:
-    """Return the name of the module that a global of another module is, or comes from."""
-    if isinstance(value, ModuleType):
-        return value.__name__
-    defined = value if isinstance(value, type | FunctionType) else type(value)
-    return str(getattr(defined, "__module__", ""))
 
 
 def read_cached(file: Path) -> dict[str, Tensor] | None:

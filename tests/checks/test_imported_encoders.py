@@ -12,7 +12,7 @@ from helpers.checkpoints import save_miniature
 from torch import nn
 
 from uniaudio.build.embedder import Embedder
-from uniaudio.build.encoders import add_imported_hashes, build_encoder, identify_encoder_bases
+from uniaudio.build.encoders import add_hashes_of_built, build_encoder, identify_encoder_bases
 from uniaudio.checks.encoder_contract import check_contract, make_noise_clips
 from uniaudio.checks.imported_encoders import check_imported_encoders
 from uniaudio.config.encoders import EncoderConfig
@@ -20,9 +20,10 @@ from uniaudio.config.run import RunConfig
 from uniaudio.config.trust import Trust
 from uniaudio.errors import UserError
 from uniaudio.evaluate.probing.task_embeddings import PieceBatch, encode_batches
-from uniaudio.feature_cache import hash_model
+from uniaudio.model.base_identity import CODE
 from uniaudio.model.encoders.base import AudioEncoder
 from uniaudio.model.encoders.registry import load_audio_encoder
+from uniaudio.model.model_hash import hash_model, hash_source_code
 from uniaudio.ragged import Ragged
 from uniaudio.train.checkpoint.reading import Checkpoint, check_bases
 from uniaudio.types import Encoded
@@ -357,7 +358,7 @@ def test_another_first_weight_is_another_encoder_for_a_checkpoint(here):
     def identify(scale):
         net = load("my_encoder:MyEncoder").net
         torch.save({name: tensor * scale for name, tensor in net.state_dict().items()}, "weights.pt")
-        return add_imported_hashes(identify_encoder_bases(config), config, build_encoder(config))
+        return add_hashes_of_built(identify_encoder_bases(config), config, build_encoder(config))
 
     first = identify(1)
     assert first["encoder a"]["path"] == "my_encoder:MyEncoder weights.pt"
@@ -384,6 +385,65 @@ def test_the_code_of_a_class_is_part_of_what_its_frames_are_stored_under(here, m
     assert digest(width=64) != first  # a setting that is stated
     (here / "unrelated.py").write_text("SCALE = 3.0\n")
     assert digest() == first
+
+
+def write_modules(monkeypatch, **modules):
+    """Write modules of Python into the working folder, and forget those of these names that were imported."""
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)  # files change within a second
+    for name, code in modules.items():
+        Path(f"{name}.py").write_text(code)
+        monkeypatch.delitem(sys.modules, name, raising=False)
+
+
+def test_constants_that_come_from_other_files_are_part_of_the_code(here, monkeypatch):
+    def digest(scale, others="import json\nLIMIT = 1\n"):
+        write_modules(
+            monkeypatch,
+            my_encoder=f"from my_layers import SCALE\n{ENCODER}",
+            my_layers="from my_scales import SCALE\n",
+            my_scales=f"if True:\n    from my_bases import BASE as SCALE\n{others}",
+            my_bases=f"BASE = {scale}\n",
+        )
+        encoder = load("my_encoder:MyEncoder")
+        return hash_model(encoder), hash_source_code(encoder)
+
+    first = digest(1.0)
+    assert digest(1.0) == first
+    assert all(now != before for now, before in zip(digest(2.0), first, strict=True))
+    assert all(now != before for now, before in zip(digest(1.0, "LIMIT = 2\n"), first, strict=True))
+    (here / "my_unused.py").write_text("BASE = 3.0\n")
+    assert digest(1.0) == first
+
+
+def test_other_code_of_a_class_is_reported_once_and_used(here, monkeypatch, capsys):
+    config = run_config("my_encoder:MyEncoder", train="frozen")
+
+    def identify(code):
+        write_modules(monkeypatch, my_encoder=code)
+        return add_hashes_of_built(identify_encoder_bases(config), config, build_encoder(config))
+
+    first, other = identify(ENCODER), identify(ENCODER.replace("nn.GELU()", "nn.SiLU()"))
+    assert other["encoder a"]["sha256"] == first["encoder a"]["sha256"]  # of the weights, which are the same
+    checkpoint = Checkpoint(here / "step-000004", {}, {}, first)
+    check_bases(checkpoint, first)
+    older = {"encoder a": {key: text for key, text in first["encoder a"].items() if key != CODE}}
+    check_bases(Checkpoint(here / "step-000004", {}, {}, older), other)
+    assert capsys.readouterr().err == ""
+    for _ in range(2):
+        check_bases(checkpoint, other)
+    assert capsys.readouterr().err == (
+        f"the code of the encoder a my_encoder:MyEncoder has changed since {here / 'step-000004'} was trained; the "
+        "present code is used\n"
+    )
+
+
+def test_of_a_run_with_such_a_class_the_trained_weights_are_compared(here):
+    encoder = load("my_encoder:MyEncoder")
+    of_run = {"encoder a": {"path": "runs/first", "sha256": "1" * 64}}
+    config = run_config("auto", path="runs/first")
+    assert add_hashes_of_built(of_run, config, encoder)["encoder a"]["sha256"] == "1" * 64
+    config = run_config("my_encoder:MyEncoder")
+    assert add_hashes_of_built(of_run, config, encoder)["encoder a"]["sha256"] == encoder.initial_sha256
 
 
 class Projected(Mean):

@@ -2,17 +2,22 @@
 
 import json
 import os
+import re
 import shutil
 import stat
+import tarfile
 
 import pytest
 import torch
+from helpers.remote_model import save_remote_model
 from helpers.run_folders import latest_checkpoint
 
 from uniaudio.build.model import load_model
 from uniaudio.commands.check import check_run
 from uniaudio.commands.train import run_training
 from uniaudio.config.run_files import load_run
+from uniaudio.config.trust import Trust
+from uniaudio.data.sources.file_fingerprints import hash_ends
 from uniaudio.errors import UserError
 from uniaudio.model.decoder_loading import load_decoder
 from uniaudio.train.resume import Effect, SettingChange, compare_configs, is_finished, print_changes
@@ -95,6 +100,56 @@ def test_other_data_and_another_base_are_refused_before_anything_is_written(begu
             file.unlink()
         else:
             file.write_bytes(stated)
+
+
+def test_a_tar_that_was_edited_in_place_is_refused_before_anything_is_written(tone_run):
+    folder = tone_run.parent
+    tar = folder / "tones.tar"
+    with tarfile.open(tar, "w") as archive:
+        for line in (folder / "tones" / "manifest.jsonl").read_text().splitlines():
+            row = json.loads(line)
+            (folder / "row.json").write_text(line)
+            archive.add(folder / "tones" / row["audio"], row["audio"])
+            archive.add(folder / "row.json", row["audio"].replace(".wav", ".json"))
+    card = folder / "tones.yaml"
+    card.write_text(card.read_text().replace("jsonl: tones", "webdataset: tones.tar"))
+    assert train(tone_run) == 0
+    run = folder / "out"
+    (contents_of_files,) = json.loads((latest_checkpoint(run) / "state.json").read_text())["stream"][
+        "contents"
+    ].values()
+    assert contents_of_files == [hash_ends(str(tar))]
+    before, whole = contents(run), tar.read_bytes()
+    tar.write_bytes(whole[:3000] + bytes([whole[3000] ^ 1]) + whole[3001:])  # within a clip
+    with pytest.raises(
+        UserError, match=r"tones\.tar is not what it was at the checkpoint \(the first or last"
+    ):
+        train(tone_run, "train.max_steps=8", resume="yes")
+    assert contents(run) == before
+    tar.write_bytes(whole)
+    assert train(tone_run, "train.max_steps=6", resume="yes") == 0
+
+
+def test_other_code_of_a_model_is_printed_and_applies_from_here_on(tone_run, fresh_model_code, capsys):
+    little = tone_run.parent / "little"
+    save_remote_model(little)
+
+    def go_on(steps, resume="yes"):
+        model = ["encoders.whisper.path=little", "encoders.whisper.trust_remote_code=true"]
+        config = load_run(tone_run, [*model, f"train.max_steps={steps}"], Trust(remote_code=True))
+        assert run_training(config, resume) == 0
+        return capsys.readouterr().err
+
+    go_on(2, resume=None)
+    code = little / "modeling_little.py"
+    code.write_text(code.read_text().replace("self.line(input_values)", "self.line(input_values * 2)"))
+    assert re.search(
+        r"^the code of the encoder whisper \S*little has changed since \S*step-000002 was trained; the present code is "
+        r"used$",
+        go_on(4),
+        re.MULTILINE,
+    )
+    assert "has changed" not in go_on(6)  # since step 4
 
 
 def test_a_finished_run_says_so_once_and_goes_on_with_more_steps(begun_run, tone_run, capsys, monkeypatch):

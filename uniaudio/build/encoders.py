@@ -19,13 +19,14 @@ from uniaudio.config.run_files import load_stored_run
 from uniaudio.config.trust import NO_TRUST, Trust
 from uniaudio.console import announce, make_console
 from uniaudio.errors import UserError, convert_to_user_error, read_first_line
-from uniaudio.model.base_identity import identify_base
+from uniaudio.model.base_identity import CODE, CONTENT, identify_base
 from uniaudio.model.cached_encoder import keep_features
 from uniaudio.model.encoders.base import AudioEncoder
 from uniaudio.model.encoders.registry import choose_settings, find_family, is_local_path, load_audio_encoder
 from uniaudio.model.fusion.encoder import list_named_encoders
 from uniaudio.model.lora import add_lora, merge_lora
 from uniaudio.model.model_files import read_stock_config
+from uniaudio.model.model_hash import hash_source_code
 from uniaudio.run_records import STEP
 from uniaudio.train.checkpoint.folders import choose_checkpoint, resolve_latest
 from uniaudio.train.checkpoint.integrity import BASES, COMPLETE, CONFIG, EMA, MODEL, STATE, find_damage
@@ -204,17 +205,29 @@ def identify_encoder_bases(config: RunConfig) -> dict[str, dict[str, str]]:
     return {name: {**base, "path": config.restore_written_path(base["path"])} for name, base in bases.items()}
 
 
-def add_imported_hashes(
+def add_hashes_of_built(
     bases: Mapping[str, dict[str, str]], config: RunConfig, encoder: AudioEncoder
 ) -> dict[str, dict[str, str]]:
-    """Return the identities of the starting weights with those of the user's own classes, known once they are made.
+    """Return the identities of the starting weights with what is known once the encoders are built: the hash of the
+    first weights of the user's own classes, and that of code which is not this package's, see ``hash_source_code``.
 
     Args:
         bases: of ``identify_encoder_bases``. encoder: as ``build_encoder`` made it from the config.
     """
     parts = list_named_encoders(config, encoder)
-    hashes = {f"encoder {name}": parts[name].initial_sha256 for name in config.encoders}
-    return {key: {**base, "sha256": hashes[key]} if hashes.get(key) else base for key, base in bases.items()}
+    hashes = {
+        f"encoder {name}": {
+            CONTENT: parts[name].initial_sha256
+            if ":" in settings.kind
+            else "",  # of a run, its weights count
+            CODE: hash_source_code(parts[name]),
+        }
+        for name, settings in config.encoders.items()
+    }
+    return {
+        part: {**base, **{key: digest for key, digest in hashes.get(part, {}).items() if digest}}
+        for part, base in bases.items()
+    }
 
 
 def identify_encoder(settings: EncoderConfig) -> dict[str, str]:
@@ -223,7 +236,7 @@ def identify_encoder(settings: EncoderConfig) -> dict[str, str]:
     Raises:
         UserError: when there is no such model, or a run lacks a whole checkpoint or the averages that are asked for.
     """
-    if ":" in settings.kind:  # what such a class reads is its own affair, see ``add_imported_hashes``
+    if ":" in settings.kind:  # what such a class reads is its own affair, see ``add_hashes_of_built``
         return {"path": f"{settings.kind} {settings.path}".strip()}
     if not is_run(settings.path):
         return identify_base(settings.path, settings.revision)
@@ -272,7 +285,7 @@ def load_model_spec(
     check_bases(checkpoint, bases)
     trained = {name: tensor for name, tensor in checkpoint.model.items() if name.startswith(PART)}
     encoder = build_encoder(config, read_prompt_width(config, checkpoint))
-    check_bases(checkpoint, add_imported_hashes(bases, config, encoder))
+    check_bases(checkpoint, add_hashes_of_built(bases, config, encoder))
     holder, structure = bring_encoder_to_stage(encoder, config, checkpoint.state["stage"])
     put_tensors(holder, structure, trained, checkpoint.path)
     holder.to(device).eval()

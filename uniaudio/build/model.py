@@ -13,7 +13,7 @@ from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBas
 
 from uniaudio.build.adapter import fill_time_markers, make_adapter
 from uniaudio.build.encoders import (
-    add_imported_hashes,
+    add_hashes_of_built,
     apply_options,
     build_encoder,
     choose_device,
@@ -35,6 +35,7 @@ from uniaudio.errors import UserError, convert_to_user_error, mask_values, prefi
 from uniaudio.hub_client import convert_hub_refusals
 from uniaudio.model.adapters.base import Adapter
 from uniaudio.model.audio_lm import AudioLM
+from uniaudio.model.base_identity import CODE
 from uniaudio.model.cached_encoder import keep_features
 from uniaudio.model.decoder import TextDecoder
 from uniaudio.model.decoder_limits import refuse_unusable_class
@@ -46,6 +47,7 @@ from uniaudio.model.model_files import (
     read_stock_config,
     refuse_unusable_files,
 )
+from uniaudio.model.model_hash import hash_source_code
 from uniaudio.model.whisper_decoder import (
     CrossAttentionLM,
     LinearBridge,
@@ -156,7 +158,9 @@ def build_model(
     for part in list_parts(config, True):
         get_part(model, config, part).recompute()
     identity = {**decoder.identity, "path": config.restore_written_path(decoder.identity["path"])}
-    encoders = add_imported_hashes(identify_encoder_bases(config), config, encoder)
+    if code := hash_source_code(decoder, tokenizer):
+        identity[CODE] = code
+    encoders = add_hashes_of_built(identify_encoder_bases(config), config, encoder)
     bases = {**encoders, "decoder": {**identity, **markup.to_base()}}
     return LoadedModel(model, format, config, bases)
 

@@ -11,9 +11,9 @@ from uniaudio.build.encoders import AVERAGED, find_checkpoint, identify_encoder
 from uniaudio.config.encoders import EncoderConfig
 from uniaudio.config.model_spec import parse_model_spec, split_options
 from uniaudio.errors import UserError
-from uniaudio.feature_cache import hash_model
 from uniaudio.model.base_identity import HASHES, identify_base
 from uniaudio.model.encoders.base import AudioEncoder
+from uniaudio.model.model_hash import hash_model
 from uniaudio.run_records import list_step_folders
 from uniaudio.train.checkpoint.folders import is_complete
 from uniaudio.train.checkpoint.integrity import CONFIG, EMA

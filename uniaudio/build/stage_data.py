@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import nn
@@ -15,14 +15,17 @@ from uniaudio.data.mixture import Mixture
 from uniaudio.data.permutation import hash_parts
 from uniaudio.data.prompt_tokens import ChatFormat
 from uniaudio.data.recipe import Recipe, load_recipe
+from uniaudio.data.shard_contents import Contents, describe_contents, explain_change, merge_contents
 from uniaudio.data.sources.folder_walk import describe_left_out
-from uniaudio.distributed import is_main, rank, world_size
+from uniaudio.distributed import gather_objects, is_main, rank, world_size
 from uniaudio.errors import UserError
 from uniaudio.model.audio_lm import cast_to_audio_lm
 from uniaudio.model.cached_encoder import list_frame_stores
 from uniaudio.train.adaptive_mixture import AdaptiveMixture, compute_shares
 from uniaudio.train.host_agreement import require_same_data
 from uniaudio.types import Batch
+
+CONTENTS = "contents"  # the key of a position that holds what is known of the files
 
 
 @dataclass(frozen=True)
@@ -31,11 +34,13 @@ class StageData:
 
     Args:
         recipes: one per stage. format: of the conversations, with the decoder's tokenizer.
+        contents: what the main process knows of the files of the stages that were opened.
     """
 
     config: RunConfig
     recipes: Sequence[Recipe]
     format: ChatFormat
+    contents: dict[int, Contents] = field(default_factory=dict)
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -106,6 +111,8 @@ class StageData:
         # once for a stage, at its beginning
         for note in notes if is_main() and state is None and not balance.round else ():
             make_console().print(note, style="yellow")
+        if stage not in self.contents:
+            self.contents[stage] = compare_contents(mixture, state)
         position = PlanState.from_json(state) if state else PlanState.at_beginning(mixture)
         steps = make_loader(
             mixture,
@@ -121,7 +128,8 @@ class StageData:
 
     def join_states(self, states: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """Return the one position, from that of every rank, that any number of ranks can go on from."""
-        return join_states(states)
+        joined, contents = join_states(states), self.contents.get(max(self.contents, default=0))
+        return {**joined, CONTENTS: contents} if contents else joined
 
     def iterate_examples(self, stage: int, model: nn.Module, name: str | None) -> Iterator[Batch]:
         """Yield batches of one row each of a named recipe, or that of the stage before; the same on every rank.
@@ -156,3 +164,31 @@ class StageData:
                     f"recipe {recipe.name}: none of {lost} rows in a row can be used ({last.source}: {last.reason}, as "
                     f"row {last.row}, {last.detail})"
                 )
+
+
+def compare_contents(mixture: Mixture, state: Mapping[str, Any] | None) -> Contents:
+    """Return what the main process knows of the files of a mixture, on other processes nothing.
+
+    Every rank must call it at the same point.
+
+    Args:
+        state: the position of a checkpoint; None at the beginning. Of a dataset whose fingerprint is another one its
+            files are not compared: ``make_loader`` refuses it.
+
+    Raises:
+        UserError: on all ranks, when a file has changed since.
+    """
+    contents: Contents = {}
+    complaint = ""
+    if is_main():
+        sources = {} if state is None else state["sources"]
+        before = {
+            name: known
+            for name, known in (state or {}).get(CONTENTS, {}).items()
+            if sources.get(name) == mixture.source_fingerprints.get(name)
+        }
+        now = describe_contents(mixture)
+        complaint, contents = explain_change(mixture, before, now), merge_contents(before, now)
+    if sentence := gather_objects(complaint)[0]:
+        raise UserError(sentence)
+    return contents

@@ -22,7 +22,6 @@ from transformers.models.qwen2_audio.modeling_qwen2_audio import Qwen2AudioEncod
 
 from uniaudio.errors import UserError, convert_to_user_error
 from uniaudio.export.hf import make_noise
-from uniaudio.feature_cache import is_foreign
 from uniaudio.model.encoders.base import AudioEncoder
 from uniaudio.model.encoders.chunking import convert_to_float
 from uniaudio.model.encoders.w2v_bert import W2vBertAudioEncoder
@@ -31,6 +30,7 @@ from uniaudio.model.encoders.whisper import WhisperAudioEncoder
 from uniaudio.model.fusion.encoder import FusedEncoder
 from uniaudio.model.fusion.mowe import MoweEncoder
 from uniaudio.model.mel import REACH
+from uniaudio.model.model_hash import is_foreign
 from uniaudio.ragged import Ragged
 from uniaudio.types import SAMPLE_RATE
 

@@ -10,6 +10,7 @@ from uniaudio.errors import convert_to_user_error
 from uniaudio.model.model_files import EXTRACTOR_FILE, PROCESSOR_FILE, RANDOM, fetch_model_config
 
 HASHES = CONTENT, FILES = "sha256", "files_sha256"  # keys of an identity
+CODE = "code_sha256"  # another key, known once a model is built, see `hash_source_code`
 EXTRACTOR_FILES = (EXTRACTOR_FILE, PROCESSOR_FILE)
 TOKENIZER_FILES = (
     *("tokenizer.json", "tokenizer.model", "spiece.model"),

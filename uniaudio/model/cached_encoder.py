@@ -11,9 +11,10 @@ from torch import Tensor
 
 from uniaudio.config.run import RunConfig
 from uniaudio.errors import UserError
-from uniaudio.feature_cache import Clips, FeatureStore, FeatureWriter, hash_model, look_up_frames
+from uniaudio.feature_cache import Clips, FeatureStore, FeatureWriter, look_up_frames
 from uniaudio.model.encoders.base import AudioEncoder
 from uniaudio.model.fusion.encoder import list_named_encoders
+from uniaudio.model.model_hash import hash_model
 from uniaudio.ragged import Ragged
 from uniaudio.types import Encoded
 

@@ -26,8 +26,8 @@ from uniaudio.evaluate.probing.suite import load_suite
 from uniaudio.evaluate.probing.suite_run import probe_held
 from uniaudio.evaluate.probing.task_embeddings import crop_clip, embed_task
 from uniaudio.evaluate.probing.task_rows import hash_contents, read_task
-from uniaudio.feature_cache import hash_model
 from uniaudio.model.encoders.whisper import WhisperAudioEncoder
+from uniaudio.model.model_hash import hash_model
 from uniaudio.ragged import Ragged
 from uniaudio.tiny.checkpoints import MAKERS, save_model
 from uniaudio.types import Encoded

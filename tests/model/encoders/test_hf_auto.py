@@ -25,6 +25,7 @@ from uniaudio.errors import UserError
 from uniaudio.model.encoders.hf_auto import find_hidden_states, round_rate
 from uniaudio.model.encoders.registry import load_audio_encoder
 from uniaudio.model.encoders.weights import load_pretrained
+from uniaudio.model.model_hash import hash_model, hash_source_code
 from uniaudio.ragged import Ragged
 
 
@@ -73,6 +74,37 @@ def test_it_keeps_the_contract_once_allowed(folder):
     levels = torch.stack([wave[640:1280].abs().mean(), wave[640:1280].std(), wave[640:1280].amax()])
     torch.testing.assert_close(frames[1], tensors["line.weight"] @ levels + tensors["line.bias"])
     torch.testing.assert_close(frames[5], frames[4])
+
+
+def test_the_code_of_a_folder_is_part_of_what_a_model_is_known_by(folder):
+    """Frames and embeddings are stored under the first hash; checkpoints hold the second."""
+
+    def take(place=folder):
+        encoder = load(place, trust_remote_code=True)
+        return hash_model(encoder), hash_source_code(encoder)
+
+    code = folder / "modeling_little.py"
+    code.write_text(
+        f"from .little_scale import SCALE\n{code.read_text()}".replace("self.line(", "SCALE * self.line(")
+    )
+    scale = folder / "little_scale.py"
+    scale.write_text("SCALE = 1.0\n")
+    first = take()
+    assert take() == first
+    for file in (code, scale):
+        before = file.read_text()
+        file.write_text(before.replace("SCALE = 1.0", "SCALE = 2.0").replace("SCALE *", "SCALE +"))
+        assert all(now != known for now, known in zip(take(), first, strict=True)), file
+        file.write_text(before)
+        assert take() == first
+    (folder / "convert.py").write_text("print('runs once, when the weights are made')\n")
+    assert take() == first
+    assert take(folder.rename(folder.with_name("elsewhere"))) == first
+
+
+def test_models_of_transformers_bring_no_code(tmp_path):
+    save_miniature("wav2vec2", tmp_path)
+    assert hash_source_code(load(tmp_path), object()) == ""
 
 
 def test_a_rate_that_does_not_fit_is_reported(folder):

@@ -185,6 +185,13 @@ class ShardedSource(RowSource):
         """
         return hash_values([*self.shards])
 
+    def list_files(self) -> Sequence[str]:
+        """Return the files and URLs behind the shards whose content is compared on a resume, see ``shard_contents.py``.
+
+        Empty where the fingerprint holds hashes of their content.
+        """
+        return ()
+
     @abstractmethod
     def read(self, shard: int, place: Place) -> Iterator[tuple[Row | RowError | None, Place]]:
         """Yield the rows of a shard from ``place`` on, each with the place behind it.

@@ -7,15 +7,18 @@ import os
 from collections.abc import Sequence
 
 from uniaudio.data.sources.folder_walk import is_clip
-from uniaudio.data.sources.paths import is_remote, read_size, strip_common_folders
+from uniaudio.data.sources.paths import is_remote, read_size, strip_common_folders, strip_signature
 
 ENDS = 1 << 16  # bytes at the beginning and at the end of a table, where Parquet files have their statistics
 
 
 def name_places(places: Sequence[str]) -> list[str]:
-    """Return URLs as they are, and local files by their paths below the folders that all of them have in common."""
+    """Return URLs without signatures, and local files by their paths below the folders that all of them have in common.
+
+    So sets that differ in the name of such a folder alone have the same names: they count as one set that was moved.
+    """
     names = iter(["/".join(path) for path in strip_common_folders([p for p in places if not is_remote(p)])])
-    return [place if is_remote(place) else next(names) for place in places]
+    return [strip_signature(place) if is_remote(place) else next(names) for place in places]
 
 
 def describe_files(files: Sequence[str]) -> list[tuple[str, int | None, str]]:

@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
+from huggingface_hub import constants
+
 from uniaudio.data.encoded_audio import JumpStream
 from uniaudio.data.sources.base import BrokenShardError
 from uniaudio.hub_client import PASSING, is_hub_url, make_auth_headers
@@ -325,3 +327,23 @@ def fetch_range(url: str, first: int, length: int, timeout: float) -> bytes:
     if len(data) != length:
         raise ConnectionError(f"{url}: {len(data)} of {length} bytes came")
     return data
+
+
+def fetch_length(url: str, timeout: float) -> int | None:
+    """Return the bytes of a file by one request for its first byte, None where that fails or no length is stated.
+
+    Not by HEAD: a signed URL is often valid for GET alone, and some servers know no HEAD. What else the answer states
+    of the file's version is forgotten, for whoever reads the file later may be served by another mirror.
+    """
+    if is_hub_url(url) and constants.is_offline_mode():
+        return None
+    is_known = url in VERSIONS
+    try:
+        part = request_part(url, 0, 0, timeout)
+    except (BrokenShardError, OSError):
+        return None
+    finally:
+        if not is_known:
+            VERSIONS.pop(url, None)
+    part.answer.close()
+    return part.total

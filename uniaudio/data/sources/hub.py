@@ -121,6 +121,9 @@ class HubParquetSource(ParquetSource):
     def fingerprint(self, columns: Collection[str]) -> str:
         return hash_values([(file.path, file.hash) for file in self.files])
 
+    def list_files(self) -> Sequence[str]:
+        return ()
+
     @cached_property
     def classes(self) -> Mapping[str, Classes]:
         return collect_classes(self.features) if self.features else super().classes
@@ -141,6 +144,9 @@ class HubTarSource(WebDatasetSource):
 
     def fingerprint(self, columns: Collection[str]) -> str:
         return hash_values([(file.path, file.hash) for file in self.files])
+
+    def list_files(self) -> Sequence[str]:
+        return ()
 
     def name_columns(self, parsed: Mapping[str, Any]) -> dict[str, Any]:
         return {**parsed, **super().name_columns(parsed)}

@@ -115,6 +115,9 @@ class ParquetSource(ShardedSource):
         facts = [(shard.rows, shard.start) for shard in self.table]
         return hash_values([*zip(names, map(read_size, places), facts, strict=True)])
 
+    def list_files(self) -> Sequence[str]:
+        return list(dict.fromkeys(shard.place for shard in self.table))
+
     def shard_text_rows(self, shard: int) -> Iterator[Row | RowError]:
         """Yield the rows of a shard without reading the columns of clips, but for the names that they have in it."""
         light = copy.copy(self)

@@ -26,6 +26,19 @@ TARS = (".tar", *CODECS)
 COMPRESSED = (*CODECS, ".tar.xz", ".txz", ".zip")
 PACKED = "compressed archive"
 UNPACKED = "compressed archive next to the uncompressed one"
+# how the names of parameters begin that sign a URL for a time: S3, Google Cloud Storage
+SIGNATURES = ("x-amz-", "x-goog-")
+# names of the signature elsewhere, with all that belongs to it: CloudFront and older S3 and Google; Azure
+SIGNED_WITH = {
+    "signature": {
+        *("signature", "expires", "policy", "key-pair-id", "hash-algorithm"),
+        *("awsaccesskeyid", "googleaccessid"),
+    },
+    "sig": {
+        *("sig", "sv", "ss", "srt", "sr", "sp", "st", "se", "spr", "sip", "sdd"),
+        *("skoid", "sktid", "skt", "ske", "sks", "skv"),
+    },
+}
 
 
 def is_remote(place: str) -> bool:
@@ -149,6 +162,17 @@ def strip_suffix(place: str) -> str:
     folder, slash, name = place.rpartition("/")
     stem, _, suffix = name.rpartition(".")
     return f"{folder}{slash}{stem}" if stem and suffix else place
+
+
+def strip_signature(url: str) -> str:
+    """Return a URL without the parameters that sign it for a time: a new signature leads to the same file."""
+    address, mark, query = url.partition("?")
+    stated = [parameter.partition("=")[0].lower() for parameter in query.split("&")]
+    signing = {name for name in stated if name.startswith(SIGNATURES)}
+    for sign, others in SIGNED_WITH.items():
+        signing |= others if sign in stated else set()
+    kept = [text for text, name in zip(query.split("&"), stated, strict=True) if name not in signing]
+    return f"{address}{mark if kept else ''}{'&'.join(kept)}"
 
 
 def list_files(place: str, suffixes: tuple[str, ...], left_out: Counter[str]) -> list[str]:

@@ -6,7 +6,7 @@ import functools
 import itertools
 import json
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from os.path import splitext
 from typing import Any
@@ -63,6 +63,9 @@ class WebDatasetSource(ShardedSource):
 
     def fingerprint(self, columns: Collection[str]) -> str:
         return hash_values([*zip(name_places(self.shards), map(read_size, self.shards), strict=True)])
+
+    def list_files(self) -> Sequence[str]:
+        return self.shards
 
     def read(self, shard: int, place: Place) -> Iterator[tuple[Row | RowError | None, Place]]:
         last = place

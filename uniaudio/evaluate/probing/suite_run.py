@@ -30,8 +30,8 @@ from uniaudio.evaluate.probing.task_embeddings import (
 )
 from uniaudio.evaluate.probing.task_rows import Indices, TaskRows, hash_contents, read_task
 from uniaudio.evaluate.probing.xares import XaresFold, score_xares_folds
-from uniaudio.feature_cache import hash_model
 from uniaudio.model.encoders.base import AudioEncoder
+from uniaudio.model.model_hash import hash_model
 
 
 def score_task(

@@ -14,8 +14,8 @@ from torch import Tensor
 from uniaudio.config.encoders import LISTENING, EncoderConfig, select_given
 from uniaudio.config.trust import Trust, import_code
 from uniaudio.errors import UserError, escape_text, read_first_line
-from uniaudio.feature_cache import INSTALLED, view_bytes
 from uniaudio.model.encoders.base import AudioEncoder
+from uniaudio.model.model_hash import INSTALLED, view_bytes
 
 GUIDE = "docs/fusion.md, 'Your own encoder', has an example"
 HERE = Path(__file__).parents[2]  # the folder of this package

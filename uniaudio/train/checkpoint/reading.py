@@ -12,10 +12,14 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from uniaudio.errors import UserError, convert_to_user_error
-from uniaudio.model.base_identity import CONTENT, FILES, HASHES
+from uniaudio.console import announce
+from uniaudio.errors import UserError, convert_to_user_error, mask_values
+from uniaudio.model.base_identity import CODE, CONTENT, FILES, HASHES
 from uniaudio.train.checkpoint.integrity import BASES, CONFIG, EMA, MODEL, OPTIMIZER, STATE, find_damage
 from uniaudio.train.engines.base import MOMENTS
+
+# what the console has been told of changed code: a checkpoint is compared several times
+SAID: set[str] = set()
 
 
 @dataclass(frozen=True)
@@ -84,7 +88,10 @@ class MomentFiles:
 
 
 def check_bases(checkpoint: Checkpoint, bases: Mapping[str, Mapping[str, str]]) -> None:
-    """Refuse trained tensors on top of another encoder or decoder than they were trained with.
+    """Refuse trained tensors on top of another encoder or decoder than they were trained with; report changed code.
+
+    Code is not refused: nobody can tell a comment or the repair of a crash from another computation, and a run whose
+    model's code had to be adapted to a library could be used no more.
 
     Raises:
         UserError: naming both.
@@ -102,6 +109,16 @@ def check_bases(checkpoint: Checkpoint, bases: Mapping[str, Mapping[str, str]]) 
                 f"{checkpoint.path} was trained with the {part} {describe_weights(saved)}, "
                 f"but the config names {describe_weights(now)}"
             )
+        if CODE in saved and CODE in now and saved[CODE] != now[CODE]:
+            report_changed_code(f"the {part} {now['path']}", checkpoint)
+
+
+def report_changed_code(what: str, checkpoint: Checkpoint) -> None:
+    """Say on the console, once for a checkpoint, that the code of a part of its model has changed."""
+    sentence = f"the code of {what} has changed since {checkpoint.path} was trained; the present code is used"
+    if sentence not in SAID:
+        SAID.add(sentence)
+        announce(mask_values(sentence))
 
 
 def find_difference(saved: Mapping[str, str], now: Mapping[str, str]) -> str:
