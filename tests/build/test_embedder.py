@@ -211,7 +211,7 @@ def test_other_rates_are_resampled(embedder):
     [
         (["no such file.wav"], "missing file"),
         ("no such file.wav", "missing file"),
-        ("https://host/dog.flac", "clip: https://host/dog.flac is an address"),
+        ("https://host/dog.flac", "clip: https://host/dog.flac is a URL, not a file"),
         (str(Path(__file__).parent), "is a folder"),
         ((CLIPS[0], float("nan")), "the sampling rate: give a number above 0, not nan"),
         (np.zeros((2, 100), np.float32), r"give \[array\] for one clip, list\(array\) for many"),
