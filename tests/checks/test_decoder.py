@@ -29,6 +29,21 @@ def count_text_tokens(tone_run, tokenizer):
     )
 
 
+@pytest.mark.parametrize(("factor", "positions", "skips"), [(0.5, 71, True), (2.0, 36, False)])
+def test_clips_count_with_their_length_after_a_change_of_speed(
+    tone_run, chat_tokenizer, factor, positions, skips
+):
+    """Clips of 0.7 s at most have 140 or 35 audio tokens."""
+    text = count_text_tokens(tone_run, chat_tokenizer)
+    line = {"dataset": "tones", "template": "tone", "augment": [{"speed": {"factor": [factor, factor]}}]}
+    (tone_run.parent / "fast.yaml").write_text(dump_yaml({"recipe": "fast", "train": [line]}))
+    format = ChatFormat(chat_tokenizer, max_positions=text + positions)
+    recipe = load_recipe(str(tone_run.parent / "fast.yaml"))
+    notes = check_questions(format, recipe, lambda seconds: 100 * seconds, 10.0, 30.0)
+    assert len(notes) == skips
+    assert all("text too long" in note for note in notes)
+
+
 def test_limits_are_those_of_crops_and_windows(tone_run, chat_tokenizer):
     text = count_text_tokens(tone_run, chat_tokenizer)
     assert check(tone_run, chat_tokenizer, text + 71) == []

@@ -1,16 +1,19 @@
 """Mistakes of later stages end a run before its first step, and `uniaudio check` names them."""
 
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
+import soundfile
 from rich.console import Console
 
 from uniaudio.build import model as models
 from uniaudio.build import stage_data
 from uniaudio.build.model import load_model
-from uniaudio.checks.stages import describe_unreached_stages, sketch_stages
+from uniaudio.checks.stages import check_stage_rows, describe_unreached_stages, sketch_stages
 from uniaudio.commands import train as training
 from uniaudio.commands import tune_batch
 from uniaudio.commands.check import check_run
@@ -18,6 +21,7 @@ from uniaudio.commands.plan import show_plan
 from uniaudio.commands.train import check_later_stages, run_training
 from uniaudio.config.run_files import load_run
 from uniaudio.config.strict_yaml import dump_yaml
+from uniaudio.data.recipe import load_recipe
 from uniaudio.errors import UserError
 from uniaudio.estimate.gpus import Machine
 
@@ -44,11 +48,22 @@ def recipes(tone_run):
     )
     (folder / "pitch.yaml").write_text(other)
     empty = line | {"dataset": "nothing"}
+    muted = card.replace("dataset: tones", "dataset: muted").replace("jsonl: tones", "jsonl: muted")
+    (folder / "muted.yaml").write_text(muted)
+    shutil.copytree(folder / "tones", folder / "muted")
+    for clip in (folder / "muted").glob("*.wav"):  # the header alone can be read
+        soundfile.write(clip, np.full(4800, np.nan), 16000, subtype="FLOAT")
     for name, data in {
         "no_rows": {"train": [empty], "evaluate": [line]},
         "no_column": {"train": [line | {"template": "pitch"}], "evaluate": [line]},
         "no_evaluation_rows": {"train": [line], "evaluate": [empty]},
         "no_evaluation": {"train": [line]},
+        "mute": {"train": [line | {"dataset": "muted"}], "evaluate": [line | {"dataset": "muted"}]},
+        "mute_evaluation": {"train": [line], "evaluate": [line | {"dataset": "muted"}]},
+        "half_mute": {
+            "train": [line, line | {"dataset": "muted"}],
+            "evaluate": [line | {"dataset": "muted"}, line],
+        },
     }.items():
         (folder / f"{name}.yaml").write_text(dump_yaml({"recipe": name, **data}))
     return tone_run
@@ -92,6 +107,19 @@ MISTAKES = {
         {"recipe": "no_evaluation", "balance": {"every": 1}},
         "stages.two.balance needs validation losses, but recipe no_evaluation has no `evaluate` list",
     ),
+    "a mixture without a clip that can be decoded": (
+        {"recipe": "mute_evaluation", "balance": {"every": 1}},
+        "stages.two.balance: evaluation sets of recipe mute_evaluation: no clip of the first rows of muted:tone, split "
+        "test can be decoded (30.wav: non-finite samples",
+    ),
+    "a stage without a clip that can be decoded": (
+        {"recipe": "mute"},
+        "stages.two.recipe: mute: no clip of the first rows of muted:tone, split train can be decoded (0.wav: non-fin",
+    ),
+    "ewc without a clip that can be decoded": (
+        ways(ewc={"weight": 1, "recipe": "mute"}),
+        "stages.two.continual.ewc.recipe: mute: no clip of the first rows of muted:tone, split train can be decoded",
+    ),
 }
 
 
@@ -106,6 +134,13 @@ def test_it_is_reported_before_any_model_is_loaded_and_by_check(recipes, kind, m
         assert message in str(output.value)
         assert "\n" not in str(output.value)
     assert not (recipes.parent / "out").exists()
+
+
+def test_one_set_with_clips_that_can_be_decoded_is_enough(recipes):
+    second = {"recipe": "half_mute", "balance": {"every": 1}} | ways(ewc={"weight": 1, "recipe": "half_mute"})
+    check_stage_rows(
+        config(recipes, second), [load_recipe(name, recipes.parent) for name in ("tone_recipe", "half_mute")]
+    )
 
 
 def test_a_budget_below_the_average_clip_is_reported_whatever_stage_it_is_of(recipes, monkeypatch):

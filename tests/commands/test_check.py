@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 
 import pyarrow
 import pyarrow.parquet as pq
@@ -17,12 +18,13 @@ from uniaudio.config.strict_yaml import dump_yaml, load_yaml
 from uniaudio.data.recipe import load_recipe
 from uniaudio.errors import UserError
 
+STAGE = {"name": "one", "recipe": "r", "steps": 1, "budget": {"audio_seconds": 6}}
 RUN = {
     "encoders": {"whisper": {"path": "someone/whisper"}},
     "decoder": {"path": "someone/decoder"},
     "data": {"workers": 0},
     "train": {"micro_batches": 1},
-    "stages": [{"name": "one", "recipe": "r", "steps": 1, "budget": {"audio_seconds": 6}}],
+    "stages": [STAGE],
 }
 
 
@@ -80,6 +82,29 @@ def test_the_first_row_may_lack_a_column(setup):
     write_rows(setup, [{"audio": "0.wav"}, *20 * [{"audio": "1.wav", "category": "mid"}]])
     assert "ok" in check(setup)
     assert estimate_average_clip(load_recipe(str(setup / "r.yaml"))).seconds == pytest.approx(0.1)
+
+
+def slow_down(setup, **speed):
+    """Let training change the speed of all clips, of 0.1 s, which cost nothing beside their length."""
+    change(setup, "r.yaml", train=[{"dataset": "d", "template": "t", "augment": [{"speed": speed}]}])
+
+
+def test_estimates_count_clips_as_long_as_a_change_of_speed_makes_them(setup):
+    change(setup, "run.yaml", stages=[STAGE | {"budget": {"audio_seconds": 6, "per_example": 0}}])
+    assert "one step: about 60 examples, 6 s of audio" in check(setup)
+    slow_down(setup, factor=[0.5, 1.0])
+    clip = estimate_average_clip(load_recipe(str(setup / "r.yaml")))
+    assert clip.seconds == pytest.approx(0.1 * 2 * math.log(2))
+    assert clip.budget_seconds == pytest.approx(0.2)
+    assert "one step: about 30 examples, 4 s of audio" in check(setup)  # 30 clips of 0.139 s
+
+
+def test_a_budget_is_refused_that_the_average_clip_exceeds_when_it_is_slowed_down(setup):
+    change(setup, "run.yaml", stages=[STAGE | {"budget": {"audio_seconds": 0.15, "per_example": 0}}])
+    assert "ok" in check(setup)
+    slow_down(setup, factor=[0.5, 2.0])
+    with pytest.raises(UserError, match=r"0\.15 is less than the average clip of d:t costs \(0\.2\)"):
+        check(setup)
 
 
 def test_columns_that_are_not_there_are_named_with_those_that_are(setup):

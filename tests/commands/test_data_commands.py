@@ -1,6 +1,7 @@
 """The tools around a recipe: what it holds, packed copies, speed, and the budget that fits."""
 
 import json
+import math
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from uniaudio.commands.data_stats import show_hours, show_stats
 from uniaudio.commands.preview import preview
 from uniaudio.commands.tune_batch import find_largest_budget, tune_batch
 from uniaudio.config.run_files import load_run
-from uniaudio.config.strict_yaml import dump_yaml
+from uniaudio.config.strict_yaml import dump_yaml, load_yaml
 from uniaudio.data.audio import decode
 from uniaudio.data.recipe import load_recipe
 from uniaudio.data.sources.source_kinds import open_source
@@ -67,6 +68,22 @@ def test_several_questions_about_a_clip_cost_more_and_some_may_be_left_out(tone_
     shown = (tmp_path / "told.txt").read_text()
     assert shown.count("tones:tone+place  tone") == 12
     assert 0 < shown.count("tones:tone+place  place") < 12
+
+
+@pytest.mark.parametrize("hours", [None, 0.01])
+def test_epochs_are_those_of_clips_after_a_change_of_speed(tone_run, quiet, hours):
+    """A step has as many clips as fit at their longest, and a stage ends by the hours that are drawn."""
+    line = {"dataset": "tones", "template": "tone", "augment": [{"speed": {"factor": [0.5, 1.0]}}]}
+    tone_run.with_name("tone_recipe.yaml").write_text(dump_yaml({"recipe": "tone_recipe", "train": [line]}))
+    config = load_yaml(tone_run)
+    config["stages"][0] |= {"steps": None, "hours": hours} if hours else {}
+    tone_run.write_text(dump_yaml(config))
+    [stats] = show_stats(str(tone_run), None, 2000, None, None, quiet)
+    mean = np.mean([0.3 + 0.05 * (i % 9) for i in range(30)])
+    assert np.mean(stats.seconds) == pytest.approx(mean)  # the table shows the data
+    examples = 2 * 6 / (2 * mean + 1)
+    steps = round(3600 * hours / (examples * mean * 2 * math.log(2))) if hours else 8
+    assert stats.epochs == pytest.approx(steps * examples / 30)
 
 
 def test_stats_of_part_of_a_source_are_estimates(tone_run, quiet):

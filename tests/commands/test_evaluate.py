@@ -14,6 +14,7 @@ from helpers.figures import assert_same_figures
 
 from uniaudio.build.model import load_model
 from uniaudio.build.result_fingerprints import fingerprint_checkpoint, match_checkpoints
+from uniaudio.commands import evaluate as evaluating
 from uniaudio.commands.evaluate import run_evaluation, write_answer_files
 from uniaudio.commands.probe import run_probe
 from uniaudio.commands.train import run_training
@@ -115,6 +116,17 @@ def test_a_set_of_which_no_row_can_be_used_does_not_cost_the_others(trained, tmp
     results = json.loads(out.read_text())
     assert (results["gone:tone"]["score"], results["gone:tone"]["examples"]) == (None, 0)
     assert (results["tones:tone"]["examples"], results["tones:tone"]["rows"]) == (9, 10)
+
+
+def test_a_set_that_keeps_no_rows_is_refused_before_any_is_answered(trained, monkeypatch):
+    folder = trained.parent
+    card = (folder / "tones.yaml").read_text().replace("dataset: tones", "dataset: none")
+    (folder / "none.yaml").write_text(card.replace("split == 'test'", "split == 'x'"))
+    lines = [{"dataset": name, "template": "tone"} for name in ("tones", "none")]
+    (folder / "both.yaml").write_text(dump_yaml({"recipe": "both", "train": lines[:1], "evaluate": lines}))
+    monkeypatch.setattr(evaluating, "evaluate_entry", None)
+    with pytest.raises(UserError, match=r"none\.yaml: split 'test' keeps no rows of"):
+        run_evaluation(str(trained), str(folder / "both.yaml"), None, None)
 
 
 def test_training_goes_on_where_no_row_of_an_evaluation_set_can_be_used(tone_run, fresh_accelerate, capsys):

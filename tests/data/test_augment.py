@@ -1,5 +1,6 @@
 """Augmentation: what each transform does in numbers, and that it depends on the example's generator alone."""
 
+import math
 import random
 
 import numpy as np
@@ -194,6 +195,30 @@ def test_any_chain_gives_a_clip_and_the_same_one_again(steps, count, level, seed
 def test_the_longest_clip_that_a_chain_can_make(steps, stretch):
     chain = Augmenter(tuple(map(AugmentStep.model_validate, steps)), "test")
     assert chain.longest_stretch == pytest.approx(stretch)
+
+
+@pytest.mark.parametrize(
+    ("steps", "stretch"),
+    [
+        ([], 1.0),
+        ([{"gain": {"db": (0, 3)}}, {"spec_augment": {}}], 1.0),
+        ([{"speed": {"factor": (0.8, 0.8)}}], 1.25),
+        ([{"speed": {"factor": (0.8, 1.2)}}], math.log(1.5) / 0.4),
+        ([{"speed": {"factor": (0.5, 1), "p": 0.25}}], 0.75 + 0.25 * 2 * math.log(2)),
+        ([{"speed": {"factor": (0.5, 0.5), "p": 0.5}}, {"speed": {"factor": (0.8, 0.8)}}], 1.5 * 1.25),
+    ],
+)
+def test_the_expected_length_after_a_chain(steps, stretch):
+    chain = Augmenter(tuple(map(AugmentStep.model_validate, steps)), "test")
+    assert chain.mean_stretch == pytest.approx(stretch)
+    assert chain.mean_stretch <= chain.longest_stretch * (1 + 1e-12)
+
+
+def test_the_expected_length_is_the_mean_of_those_that_are_drawn():
+    chain = Augmenter((AugmentStep.model_validate({"speed": {"factor": (0.5, 2), "p": 0.5}}),), "test")
+    rng, clip = random.Random(0), np.zeros(1600, np.int16)
+    lengths = [len(chain.augment(clip, rng)) / 1600 for _ in range(2000)]
+    assert np.mean(lengths) == pytest.approx(chain.mean_stretch, rel=0.02)
 
 
 @pytest.mark.parametrize(

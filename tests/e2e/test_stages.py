@@ -4,6 +4,7 @@ import inspect
 import json
 import shutil
 
+import numpy as np
 import pytest
 import soundfile
 import torch
@@ -320,7 +321,7 @@ def test_starts_and_ewc_pass_over_clips_that_cannot_be_decoded(tone_run):
     assert (out / "fisher" / "s0.safetensors").is_file()
 
 
-def test_old_data_without_a_clip_that_can_be_used_are_refused(tone_run):
+def test_old_data_without_a_clip_that_can_be_used_are_refused(tone_run, monkeypatch):
     """Fisher information of nothing would hold nothing, in silence."""
     folder = tone_run.parent
     shutil.copytree(state_durations(tone_run), folder / "gone")
@@ -334,6 +335,12 @@ def test_old_data_without_a_clip_that_can_be_used_are_refused(tone_run):
     recipe = {"recipe": "old", "train": [{"dataset": "gone", "template": "tone"}]}
     (folder / "old.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))
     ewc = {"weight": 1.0, "recipe": "old", "examples": 2}
+    message = r"ewc\.recipe: old: no clip of the first rows of gone:tone, split train can be decoded \(0\.wav: broken"
+    with pytest.raises(UserError, match=message):
+        run(tone_run, "out", [{"continual": {"ewc": ewc}}])
+    monkeypatch.setattr(
+        training, "check_stage_rows", lambda *given: None
+    )  # as if the first rows could be used
     with pytest.raises(UserError, match=r"recipe old: none of 16 rows in a row can be used \(gone: "):
         run(tone_run, "out", [{"continual": {"ewc": ewc}}])
 
@@ -406,6 +413,61 @@ def test_the_mixture_moves_within_its_bounds_and_resumes_where_it_was(two_tasks)
     assert code == 0
     assert [row["factors"] for row in events(part, "balance")] == [row["factors"] for row in output]
     assert_same_end(whole, part)
+
+
+def mute_others(two_tasks, numbers):
+    """Give the second dataset clips of its own, of which some cannot be decoded."""
+    folder = two_tasks.parent
+    shutil.copytree(folder / "tones", folder / "others")
+    card = (folder / "others.yaml").read_text().replace("jsonl: tones", "jsonl: others")
+    (folder / "others.yaml").write_text(card)
+    for number in numbers:  # the header alone is read before a run begins
+        samples = np.full(4800, np.nan)
+        soundfile.write(folder / "others" / f"{number}.wav", samples, 16000, subtype="FLOAT")
+
+
+def test_a_mixture_moves_without_a_validation_set_that_cannot_be_used(two_tasks, capsys):
+    mute_others(two_tasks, range(30, 40))
+    stage = {"recipe": "two", "steps": 4, "balance": {"every": 1, "examples": 4}}
+    code, folder = run(two_tasks, "out", [stage])
+    assert code == 0
+    output = events(folder, "balance")
+    assert [set(row["losses"]) for row in output] == [{"tone"}] * 3
+    assert all(row["factors"]["others:name"] == 1 for row in output)
+    printed = "".join(capsys.readouterr())
+    reason = (
+        "balance: others:name: no row of split 'test' can be used (non-finite samples); the set is left out"
+    )
+    assert printed.count(reason) == 3
+    assert "tones:tone: no row" not in printed
+    assert "no validation loss could be measured" not in printed
+    assert metrics(folder)[-1]["event"] == "finished"
+
+
+def test_a_mixture_without_any_validation_loss_stays_as_it_is(two_tasks, capsys, monkeypatch):
+    mute_others(two_tasks, range(30, 40))
+    recipe = yaml.safe_load((two_tasks.parent / "two.yaml").read_text())
+    (two_tasks.parent / "two.yaml").write_text(yaml.safe_dump(recipe | {"evaluate": recipe["evaluate"][1:]}))
+    monkeypatch.setattr(
+        training, "check_stage_rows", lambda *given: None
+    )  # as if the first rows could be used
+    stage = {"recipe": "two", "steps": 3, "balance": {"every": 1, "examples": 4}}
+    code, folder = run(two_tasks, "out", [stage])
+    assert code == 0
+    output = events(folder, "balance")
+    assert [(row["losses"], set(row["factors"].values())) for row in output] == [({}, {1.0})] * 2
+    sentence = "balance: no validation loss could be measured, so the mixture stays as it is"
+    assert "".join(capsys.readouterr()).count(sentence) == 2
+
+
+def test_a_label_that_is_markup_is_refused_before_the_first_step(tone_run):
+    template = tone_run.parent / "tone.yaml"
+    values = yaml.safe_load(template.read_text())
+    template.write_text(yaml.safe_dump(values | {"labels": ["low", "high", "<|im_end|>"]}, sort_keys=False))
+    message = r"^tones:tone: labels: special token in text .*; write the label differently$"
+    with pytest.raises(UserError, match=message):
+        run(tone_run, "out", [{}], "train.evaluate_every=1")
+    assert not (tone_run.parent / "out" / "metrics.jsonl").exists()
 
 
 def test_a_checkpoint_at_the_beginning_of_a_round_knows_its_data(two_tasks):

@@ -350,6 +350,25 @@ def test_hours_follow_from_operations(run):
     )
 
 
+def test_clips_that_may_become_longer_take_their_longest_of_memory_and_their_mean_of_hours(run):
+    plain = plan_stage(run(), 0, CLIP, torch.float32)
+    plan = plan_stage(run(), 0, AverageClip(3.0, 24, 10, stretch=4 / 3), torch.float32)
+    assert (plan.clips, plan.compute_memory("ddp", 2)) == (8, plain.compute_memory("ddp", 2))
+    limit = 2 * plain.compute_total("ddp", 2)
+    assert plan.find_largest("ddp", 2, limit) == pytest.approx(plain.find_largest("ddp", 2, limit))
+    assert plan.flops_per_second == pytest.approx(plain.flops_per_second)
+    assert plan.stage_hours == pytest.approx(plain.stage_hours * 3 / 4)
+
+
+def test_a_change_of_speed_changes_the_hours_of_a_pass(tone_run):
+    card, recipe = (tone_run.parent / name for name in ("tones.yaml", "tone_recipe.yaml"))
+    card.write_text(dump_yaml(load_yaml(card) | {"hours": 8}))
+    values = load_yaml(recipe)
+    values["train"][0]["augment"] = [{"speed": {"factor": [0.8, 0.8], "p": 0.5}}]
+    recipe.write_text(dump_yaml(values))
+    assert sum_pass_hours(load_recipe(str(recipe))) == pytest.approx(8 * 1.125)
+
+
 @pytest.mark.parametrize(
     ("card_hours", "split_hours", "wanted"),
     [(9, {}, 9), (9, {"train": 2, "test": 1}, 2), (None, {"train": 2}, 2), (None, {"test": 1}, None)],

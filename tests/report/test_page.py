@@ -284,6 +284,19 @@ def test_the_untrained_encoder_is_on_the_page_at_its_best_and_as_it_started(tmp_
     assert all(cell.index("+0.050") < cell.index("+0.350") for cell in cells)
 
 
+def test_a_task_without_scores_is_named_with_its_reason(tmp_path):
+    run = write_run(tmp_path / "birds", ["t"], steps=40)
+    results = folder_results(["s0"], [START, str(run)])
+    results["tasks"] |= {"s1": {"domain": None, "metric": "accuracy", "undefined": {"accuracy": "no clip"}}}
+    write_json(run / "probes.json", results)
+    page, text = document([run], None)
+    notes = [li["text"] for li in page.all("li")]
+    assert [note for note in notes if note.endswith("probes.json: s1: accuracy is undefined: no clip")]
+    heads = heads_of(text, "Probes of the frozen encoder")
+    assert "s0other" in heads
+    assert not [head for head in heads if head.startswith("s1")]
+
+
 @pytest.mark.parametrize("signed", [True, False])
 def test_probes_of_another_run_never_stand_under_the_runs_name(tmp_path, signed):
     run, other = (write_run(tmp_path / name / "birds", ["t"], steps=40) for name in ("here", "there"))

@@ -112,7 +112,7 @@ def check_questions(
                 try:
                     rendered = entry.render_question(row, template)
                     audio = max(
-                        round(sum(map(tokens_of, piece)))
+                        round(sum(tokens_of(seconds * entry.mean_stretch) for seconds in piece))
                         for piece in list_pieces(entry, row, longest, window)
                     )
                 except RowError:

@@ -3,33 +3,31 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from statistics import fmean
 
+from uniaudio.checks.odd_clips import decode_first_clips
 from uniaudio.config.nearest import suggest_name
-from uniaudio.data.audio import ADVICE
+from uniaudio.data.batching import compute_audio_cost
 from uniaudio.data.card import DatasetCard
 from uniaudio.data.long_clips import LongClips, read_row_seconds
 from uniaudio.data.recipe import Recipe
 from uniaudio.data.recipe_entries import Entry, RecipeEntry, open_entry
 from uniaudio.data.segment import list_unused_time_columns
-from uniaudio.data.sources.base import Row, decode_clips
+from uniaudio.data.sources.base import Row
 from uniaudio.data.sources.folder_walk import describe_left_out
 from uniaudio.data.template import Template
 from uniaudio.data.template_file import JOINED_METRICS
 from uniaudio.errors import RowError, UserError
 from uniaudio.evaluate.metrics.normalization import normalize_text
 from uniaudio.evaluate.metrics.tokenization import separate_units
-from uniaudio.types import SAMPLE_RATE
 
 TOKENS_PER_WORD = 1.5
 QUESTION = 24  # tokens of an instruction in chat markup
 ROWS_READ = 20  # of every source; enough to see columns, labels and audio headers
 SECONDS_DECODED = 60.0  # of audio of every source, to see whether clips are odd
-LONGEST_DECODED = 120.0  # seconds of a clip; longer ones are not decoded to be looked at
 
 
 @dataclass(frozen=True)
@@ -39,26 +37,46 @@ class CheckedEntry:
     name: str
     split: str
     rows: int | None
-    seconds: float  # mean clip length of the rows read
+    seconds: float  # mean clip length of the rows read, before augmentation
     answer_words: float
     notes: tuple[str, ...] = ()
     cuts_clips: bool = False  # long clips are cropped or cut into windows
     labels: str = ""  # the sizes of the closed sets, by template
     questions: int = 1  # about each clip
+    longest_stretch: float = 1.0  # of a clip by augmentation, see ``RecipeEntry``
+    mean_stretch: float = 1.0
+    undecodable: str = ""  # why the first clips cannot be decoded, where none of them can
+
+    @property
+    def augmented_seconds(self) -> float:
+        """Mean clip length as it is expected after augmentation."""
+        return self.seconds * self.mean_stretch
 
     def compute_cost(self, per_example: float) -> float:
-        """Return what an average row takes of the budget of a micro-batch, in seconds."""
-        return self.seconds + per_example * self.questions
+        """Return what an average row takes of the budget of a micro-batch, in seconds, as batching counts it."""
+        return compute_audio_cost(self.seconds, self.questions, per_example, self.longest_stretch)
 
 
 @dataclass(frozen=True)
 class AverageClip:
-    """The average clip: seconds of audio, tokens of the question and of the answers with their end, and questions."""
+    """The average clip.
+
+    Args:
+        seconds: of audio, as expected after augmentation. question: tokens of it. answer: tokens of the answers with
+            their end. questions: about the clip.
+        stretch: ratio of the length that the budget counts, the longest that augmentation can make, to ``seconds``.
+    """
 
     seconds: float
     question: int
     answer: int
     questions: float = 1.0
+    stretch: float = 1.0
+
+    @property
+    def budget_seconds(self) -> float:
+        """Seconds of audio at the longest, by which micro-batches are filled."""
+        return self.seconds * self.stretch
 
 
 def check_entry(entry: RecipeEntry, longest: float = math.inf) -> CheckedEntry:
@@ -89,7 +107,8 @@ def check_entry(entry: RecipeEntry, longest: float = math.inf) -> CheckedEntry:
         notes += note_class_numbers(template, [answer for _, answer in rendered[-1]])
         notes += note_labels_scored_as_one(template)
         notes += note_time_columns(rows, entry.dataset, template)
-    notes += note_odd_clips(rows, SECONDS_DECODED)
+    clips = decode_first_clips(rows, SECONDS_DECODED)
+    notes += clips.describe()
     notes += note_cut_answers(entry)
     notes += entry.augmenter.list_notes() if entry.augmenter is not None else []
     return CheckedEntry(
@@ -102,6 +121,9 @@ def check_entry(entry: RecipeEntry, longest: float = math.inf) -> CheckedEntry:
         entry.long_clips is not None and entry.long_clips.how != "skip",
         ", ".join(str(len(labels)) if labels else "open" for labels in entry.label_sets),
         len(entry.templates),
+        entry.longest_stretch,
+        entry.mean_stretch,
+        clips.undecodable,
     )
 
 
@@ -218,32 +240,6 @@ def note_time_columns(rows: Sequence[Row], card: DatasetCard, template: Template
     ]
 
 
-def note_odd_clips(rows: Sequence[Row], seconds: float) -> list[str]:
-    """Return a line for each way in which some of the first clips are odd though usable, and for those that are not.
-
-    Args:
-        seconds: of audio that are decoded at most to see it.
-    """
-    kinds, broken = Counter[str](), Counter[str]()
-    decoded = 0
-    for row in rows:
-        of_row: list[str] = []
-        try:
-            seconds -= sum(map(len, decode_clips(row, LONGEST_DECODED, of_row))) / SAMPLE_RATE
-        except RowError as problem:
-            broken[problem.reason] += problem.reason != "clip too long"
-        kinds.update(set(of_row))
-        decoded += 1
-        if seconds <= 0:
-            break
-    notes = [
-        f"{kind} in {count} of the first {decoded} rows: {ADVICE[kind]}" for kind, count in kinds.items()
-    ]
-    if broken.total():
-        notes.append(f"clips of the first {decoded} rows that cannot be decoded: {describe_left_out(broken)}")
-    return notes
-
-
 def count_words(text: str) -> int:
     """Return the words of a text; in scripts without blanks between words, its characters."""
     return len(separate_units(text, "auto").split())
@@ -286,7 +282,9 @@ def estimate_average_clip(recipe: Recipe, longest: float = math.inf) -> AverageC
     """
     seen = [check_entry(entry, longest) for entry in recipe.train]
     shares = recipe.compute_train_shares()
-    seconds = sum(share * p.seconds for share, p in zip(shares, seen, strict=True))
+    seconds = sum(share * p.augmented_seconds for share, p in zip(shares, seen, strict=True))
+    most = sum(share * p.seconds * p.longest_stretch for share, p in zip(shares, seen, strict=True))
     words = sum(share * p.answer_words for share, p in zip(shares, seen, strict=True))
     questions = sum(share * p.questions for share, p in zip(shares, seen, strict=True))
-    return AverageClip(seconds, QUESTION, round(words * TOKENS_PER_WORD) + 1, questions)
+    stretch = most / seconds if seconds else 1.0
+    return AverageClip(seconds, QUESTION, round(words * TOKENS_PER_WORD) + 1, questions, stretch)

@@ -193,8 +193,9 @@ def check_stage_rows(
         check: ``check_entry``, or one that remembers what it has looked at.
 
     Raises:
-        UserError: as ``check_entry``; for budgets that are too small, metrics whose extra is not installed, and an
-            adaptive mixture that has nothing to measure.
+        UserError: as ``check_entry``; for budgets that are too small, metrics whose extra is not installed, an adaptive
+            mixture that has nothing to measure, and data of later stages or of penalties without a clip that can be
+            decoded.
     """
     for index, (stage, recipe) in enumerate(zip(config.stages, recipes, strict=True)):
         if index < begun:
@@ -205,16 +206,19 @@ def check_stage_rows(
             if index > begun
             else read_pairings(recipe, longest, check)
         )
+        if index > begun:
+            refuse_undecodable(pairings, f"stages.{stage.name}.recipe: {recipe.name}")
         check_budget(config, stage, pairings)
         check_long_clips(config, stage, recipe)
         ewc = stage.continual.ewc
         if ewc is not None and ewc.recipe is not None:
-            for entry in load_recipe(ewc.recipe, near=config.folder).train:
-                check(entry)
+            old = load_recipe(ewc.recipe, near=config.folder)
+            refuse_undecodable(
+                [check(entry) for entry in old.train], f"stages.{stage.name}.continual.ewc.recipe: {old.name}"
+            )
+        evaluated = [check(line) for line in recipe.evaluate]
         if stage.balance is not None:
-            refuse_nothing_to_measure(stage, recipe)
-        for line in recipe.evaluate:
-            check(line)
+            refuse_nothing_to_measure(stage, recipe, evaluated)
     if config.train.evaluate_every is not None:
         for line in recipes[-1].evaluate:
             require_metric(line.template.scoring)
@@ -260,9 +264,31 @@ def check_long_clips(config: RunConfig, stage: Stage, recipe: Recipe) -> None:
         entry.choose_long_clips(longest, f"recipe {recipe.name}: {entry.name}")
 
 
-def refuse_nothing_to_measure(stage: Stage, recipe: Recipe) -> None:
-    """Refuse an adaptive mixture whose recipe has no set that a validation loss could be taken of."""
-    if all(entry.condition is not None for entry in recipe.evaluate):
+def refuse_undecodable(seen: Sequence[CheckedEntry], where: str) -> None:
+    """Refuse data of which no clip can be decoded, as far as the first rows tell: all rows would be left out later.
+
+    Args:
+        seen: of all sets that are read together; one of them is enough.
+
+    Raises:
+        UserError: with the reason of the first row.
+    """
+    if seen and all(one.undecodable for one in seen):
+        names = ", ".join(f"{one.name}, split {one.split}" for one in seen)
+        raise UserError(
+            f"{where}: no clip of the first rows of {names} can be decoded ({seen[0].undecodable}); repair these files"
+        )
+
+
+def refuse_nothing_to_measure(stage: Stage, recipe: Recipe, evaluated: Sequence[CheckedEntry]) -> None:
+    """Refuse an adaptive mixture whose recipe has no set that a validation loss could be taken of.
+
+    Args:
+        evaluated: what the first rows of the recipe's evaluation sets are like.
+    """
+    measured = [seen for entry, seen in zip(recipe.evaluate, evaluated, strict=True) if not entry.condition]
+    refuse_undecodable(measured, f"stages.{stage.name}.balance: evaluation sets of recipe {recipe.name}")
+    if not measured:
         raise UserError(
             f"stages.{stage.name}.balance needs validation losses, but recipe {recipe.name} has no "
             "`evaluate` list without a condition; add one, or leave `balance` out"

@@ -298,7 +298,7 @@ def describe_step_cost(
     decoder: SketchedDecoder | None,
 ) -> str:
     """Describe one optimizer step: real audio, examples and, when the configs are at hand, modelled operations."""
-    lengths = [p.seconds for p in pairings]
+    lengths = [p.augmented_seconds for p in pairings]
     shares = recipe.compute_train_shares()
     seconds = sum(share * length for share, length in zip(shares, lengths, strict=True))
     words = sum(share * p.answer_words for share, p in zip(shares, pairings, strict=True))

@@ -15,11 +15,13 @@ from rich.console import Console
 from rich.table import Table
 
 from uniaudio.build.recipe_of_run import open_recipe
-from uniaudio.checks.first_rows import note_odd_clips
+from uniaudio.checks.odd_clips import decode_first_clips
 from uniaudio.config.path_variables import leave_unset_variables
 from uniaudio.config.run import RunConfig
 from uniaudio.console import make_console
+from uniaudio.data.batching import compute_audio_cost
 from uniaudio.data.long_clips import LongClips, list_piece_spans, list_training_pieces, read_row_seconds
+from uniaudio.data.recipe import Recipe
 from uniaudio.data.recipe_entries import Entry, open_entry
 from uniaudio.data.sources.base import Row
 from uniaudio.data.sources.folder_walk import describe_left_out
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 
 BINS = 30
 ROWS_DECODED, SECONDS_DECODED = 100, 600.0  # of every source, to see whether clips are odd
+SUPPOSED_SECONDS = 10.0  # of a clip, where no length is known
 
 
 @dataclass
@@ -41,7 +44,8 @@ class EntryStats:
         rows: of the source, None where nobody knows. looked_at, unusable: rows read here. hours: counted, or estimated
             from the rows read where ``estimated``. epochs: over the steps asked about. examples: of an epoch, more
             than rows where clips are cut into windows.
-        seconds: of the examples that the rows read are trained as: crops and windows where long clips are cut.
+        seconds: of the examples that the rows read are trained as, before augmentation: crops and windows where long
+            clips are cut.
         notes: what becomes of long clips, what is skipped, and what is odd about clips.
     """
 
@@ -63,6 +67,11 @@ class EntryStats:
         """Mean number of questions about a clip, of the rows read that can be used."""
         usable = self.looked_at - self.unusable
         return len(self.answer_words) / usable if usable else 1.0
+
+    @property
+    def mean_seconds(self) -> float:
+        """Mean length of the examples, before augmentation."""
+        return float(np.mean(self.seconds)) if self.seconds else SUPPOSED_SECONDS
 
 
 def measure_entry(entry: Entry, limit: int, longest: float = math.inf) -> EntryStats:
@@ -101,7 +110,7 @@ def measure_entry(entry: Entry, limit: int, longest: float = math.inf) -> EntryS
         stats.unusable = reasons.total()
         stats.notes.append(f"rows that cannot be used: {unusable}")
     stats.notes += note_long_clips(stats, long_clips, num_cut, reasons["clip too long"])
-    stats.notes += note_odd_clips(usable, SECONDS_DECODED)
+    stats.notes += decode_first_clips(usable, SECONDS_DECODED).describe()
     total = stats.looked_at if stats.looked_at < limit else stats.rows
     stats.rows = stats.rows if stats.rows is not None else total
     if total and stats.looked_at:
@@ -190,25 +199,33 @@ def write_stats(stats: list[EntryStats], out: Path) -> None:
     out.write_text(json.dumps([asdict(one) for one in stats], indent=1) + "\n", encoding="utf-8")
 
 
-def estimate_examples_per_step(stats: list[EntryStats], config: RunConfig) -> float:
-    """Return the rows that one optimizer step takes on average, from the budget and the mean lengths."""
+def estimate_examples_per_step(recipe: Recipe, stats: list[EntryStats], config: RunConfig) -> float:
+    """Return the rows that one optimizer step takes on average, from the budget and the mean lengths.
+
+    Args:
+        stats: of the entries that the recipe trains on, in their order.
+    """
     budget = config.stages[0].budget
-    questions = sum(s.share * s.questions for s in stats)
-    cost = compute_mean_seconds(stats) + budget.per_example * questions
+    cost = sum(
+        s.share * compute_audio_cost(s.mean_seconds, s.questions, budget.per_example, entry.longest_stretch)
+        for entry, s in zip(recipe.train, stats, strict=True)
+    )
     return (config.train.micro_batches or 1) * budget.audio_seconds / cost
 
 
-def compute_mean_seconds(stats: list[EntryStats]) -> float:
-    """Return the mean length of the clips as they are drawn."""
-    return sum(s.share * (float(np.mean(s.seconds)) if s.seconds else 10.0) for s in stats)
+def compute_mean_seconds(recipe: Recipe, stats: list[EntryStats]) -> float:
+    """Return the mean length of the clips as they are drawn, as expected after augmentation."""
+    return sum(
+        s.share * s.mean_seconds * entry.mean_stretch for entry, s in zip(recipe.train, stats, strict=True)
+    )
 
 
-def count_stage_steps(stats: list[EntryStats], config: RunConfig) -> int:
+def count_stage_steps(recipe: Recipe, stats: list[EntryStats], config: RunConfig) -> int:
     """Return the steps of the first stage up to ``train.max_steps``, estimated where hours of audio end it."""
     stage = config.stages[0]
     steps = stage.steps
     if steps is None:
-        seconds = estimate_examples_per_step(stats, config) * compute_mean_seconds(stats)
+        seconds = estimate_examples_per_step(recipe, stats, config) * compute_mean_seconds(recipe, stats)
         steps = round(SECONDS_PER_HOUR * (stage.hours or 0) / seconds)
     return min(steps, config.train.max_steps or steps)
 
@@ -241,8 +258,8 @@ def show_stats(
         with console.status(f"reading {entry.name}"):
             stats.append(measure_entry(entry, limit, opened.longest_clip))
     if config is not None:
-        steps = steps or count_stage_steps(stats, config)
-        examples = steps * estimate_examples_per_step(stats, config)
+        steps = steps or count_stage_steps(recipe, stats, config)
+        examples = steps * estimate_examples_per_step(recipe, stats, config)
         for entry_stats in stats:
             if entry_stats.examples:
                 entry_stats.epochs = entry_stats.share * examples / entry_stats.examples

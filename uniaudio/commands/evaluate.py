@@ -24,13 +24,19 @@ from uniaudio.config.run import RunConfig
 from uniaudio.config.trust import NO_TRUST, Trust
 from uniaudio.console import WorkProgress, format_number, make_console
 from uniaudio.data.eval_examples import LONGEST_CLIP, EvalSamples, open_examples
+from uniaudio.data.prompt_tokens import ChatFormat
 from uniaudio.data.recipe import Recipe, load_recipe
-from uniaudio.data.recipe_entries import EvalEntry
+from uniaudio.data.recipe_entries import EvalEntry, open_entry
 from uniaudio.data.sources.in_memory import make_unique
 from uniaudio.distributed import explain_lost_processes, is_distributed, is_main, world_size
-from uniaudio.errors import UserError, convert_to_user_error
+from uniaudio.errors import UserError, convert_to_user_error, prefix_user_errors
 from uniaudio.evaluate.generation.entry_metrics import build_answers_table, evaluate_entry
-from uniaudio.evaluate.generation.predictions import PredictionSettings, answer_loss
+from uniaudio.evaluate.generation.predictions import (
+    PredictionSettings,
+    explain_no_row,
+    measure_losses,
+    tokenize_labels,
+)
 from uniaudio.evaluate.metrics.challenge import build_challenge_table, collect_challenge_scores
 from uniaudio.evaluate.metrics.text_metrics import require_metric
 from uniaudio.train.engines.accelerator import forget_launch
@@ -123,6 +129,22 @@ def get_row_limit(config: RunConfig, entry: EvalEntry, max_examples: int | None 
     return max_examples or entry.max_examples or config.evaluate.max_examples
 
 
+def check_evaluation_sets(recipe: Recipe, format: ChatFormat | None = None) -> None:
+    """Open every evaluation set of a recipe before any is asked: one that cannot be asked costs no answers of others.
+
+    Args:
+        format: of the model, where the labels of closed sets are scored.
+
+    Raises:
+        UserError: naming a set that cannot be opened, keeps no rows, or has a label that is markup.
+    """
+    for entry in recipe.evaluate:
+        opened, _ = open_entry(entry)
+        if format is not None and opened.template.labels:
+            with prefix_user_errors(entry.name):
+                tokenize_labels(opened.template.labels, format)
+
+
 def evaluate_recipe(
     loaded: LoadedModel,
     recipe: Recipe,
@@ -170,22 +192,29 @@ def compute_validation_losses(
     count: int,
     shared: bool = False,
     samples: EvalSamples | None = None,
-) -> dict[str, float]:
+) -> tuple[dict[str, float], list[str]]:
     """Return the loss per answer token of each task over ``count`` examples of every evaluation set, without answers.
 
     Sets under a condition are left out: they measure robustness, not what is learned. With ``shared`` every process
     must call it.
+
+    Returns:
+        The losses by task, and a sentence for each set that is left out because no row can be used.
     """
     sums: dict[str, list[float]] = {}
+    left_out = []
     settings = make_prediction_settings(loaded, shared=shared)
     for entry in recipe.evaluate:
         if entry.condition is None:
             examples = open_examples(entry, count, samples)
-            loss, tokens = answer_loss(loaded.model, loaded.format, examples, settings)
+            answers = measure_losses(loaded.model, loaded.format, examples, settings)
+            if not answers.questions:
+                left_out.append(f"{entry.name}: {explain_no_row(examples, answers)}")
+            loss, tokens = answers.sum_losses()
             sums_of_task = sums.setdefault(entry.template.task, [0.0, 0.0])
             sums_of_task[0] += loss
             sums_of_task[1] += tokens
-    return {task: loss / tokens for task, (loss, tokens) in sums.items() if tokens}
+    return {task: loss / tokens for task, (loss, tokens) in sums.items() if tokens}, left_out
 
 
 def write_json(path: Path | None, data: Any) -> None:
@@ -239,8 +268,8 @@ def run_evaluation(
         keep_group: see ``join_processes``. answers: folder for the answers, see ``write_answer_files``.
 
     Raises:
-        UserError: for an unknown protocol, a recipe without sets, and what ``evaluate_recipe`` refuses; at the end, for
-            sets of which no row can be used.
+        UserError: for an unknown protocol, a recipe without sets, and what ``check_evaluation_sets`` and
+            ``evaluate_recipe`` refuse; at the end, for sets of which no row can be used.
     """
     if protocol not in PROTOCOLS:
         raise UserError(f"--protocol {protocol}: give {' or '.join(PROTOCOLS)}")
@@ -255,6 +284,7 @@ def run_evaluation(
         recipe = recipe or load_stage_recipes(loaded.config)[-1]
         if not recipe.evaluate:
             raise UserError(f"recipe {recipe.name} has no `evaluate` list")
+        check_evaluation_sets(recipe, loaded.format if labels else None)
         settings = make_prediction_settings(loaded, shared=True, labels=labels)
         if batch_seconds is not None:
             settings = replace(settings, batch_seconds=batch_seconds)

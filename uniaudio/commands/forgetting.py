@@ -13,7 +13,7 @@ from rich.console import Console
 from uniaudio.build.encoders import build_encoder, choose_device, load_encoder
 from uniaudio.build.model import load_model, load_stage_recipes
 from uniaudio.build.result_fingerprints import fingerprint_checkpoint
-from uniaudio.commands.evaluate import evaluate_recipe, make_prediction_settings
+from uniaudio.commands.evaluate import check_evaluation_sets, evaluate_recipe, make_prediction_settings
 from uniaudio.config.nearest import suggest_name
 from uniaudio.config.run import RunConfig
 from uniaudio.config.run_files import load_stored_run
@@ -62,7 +62,8 @@ def measure_forgetting(
         answers: also ask the evaluation sets of all stages' recipes.
 
     Raises:
-        UserError: when no stage of the run is finished, or there is nothing to measure.
+        UserError: when no stage of the run is finished, an evaluation set cannot be opened, or there is nothing to
+            measure.
     """
     console = make_console()
     ends, complaints = find_stage_ends(run, (MODEL, STATE, BASES, CONFIG))
@@ -73,6 +74,8 @@ def measure_forgetting(
     config = load_stored_run(ends[max(ends)] / "config.yaml", run, trust)
     config.require_trust(decoder=answers)
     recipes = load_stage_recipes(config)
+    for recipe in recipes if answers else ():
+        check_evaluation_sets(recipe)
     stages = {name_row(config.stages[index].name): path for index, path in sorted(ends.items())}
     for complaint in complaints:
         console.print(complaint, style="yellow", soft_wrap=True)

@@ -62,9 +62,10 @@ def show_plan(
 
 def build_memory_table(plan: StagePlan, stage: Stage, machine: Machine) -> Table:
     """Lay out GiB by part and engine; what does not fit is red and has a largest micro-batch below the budget."""
+    longest = f", at most {plan.clip.budget_seconds:.1f} s after `speed`" if plan.clip.stretch > 1 else ""
     title = (
         f"stage {plan.name}: GiB on one of {machine.gpus} GPUs, micro-batches of {stage.budget.audio_seconds:g} s "
-        f"({plan.clips:.1f} clips of {plan.clip.seconds:.1f} s)"
+        f"({plan.clips:.1f} clips of {plan.clip.seconds:.1f} s{longest})"
     )
     table = Table(title=title, title_justify="left")
     shown = [part for part in PARTS if part != "continual" or plan.copies != ContinualCopies()]

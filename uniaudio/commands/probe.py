@@ -19,6 +19,7 @@ from uniaudio.evaluate.probing.suite import load_suite
 from uniaudio.evaluate.probing.suite_run import read_tasks, run_suite
 from uniaudio.evaluate.probing.suite_table import REFERENCES, build_suite_tables
 from uniaudio.evaluate.probing.task_embeddings import Protocol
+from uniaudio.evaluate.probing.task_summaries import refuse_unmeasured_tasks
 from uniaudio.report.probe_scores import FINGERPRINTS
 
 
@@ -45,8 +46,8 @@ def run_probe(
         What is written, see docs/evaluation-probes.md.
 
     Raises:
-        UserError: when neither folders nor a suite or both are given, or the protocol is unknown; and see
-            ``read_task`` and ``embed_task``.
+        UserError: when neither folders nor a suite or both are given, or the protocol is unknown; see ``read_task`` and
+            ``run_suite``; at the end, for tasks of which too few rows can be used.
     """
     if (suite is None) == (not data):
         raise UserError("give either --data NAME=FOLDER or --suite NAME")
@@ -66,4 +67,5 @@ def run_probe(
     for table in build_suite_tables(result):
         console.print(table)
     write_json(out, result)
+    refuse_unmeasured_tasks(result)
     return result

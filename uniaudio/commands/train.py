@@ -34,6 +34,7 @@ from uniaudio.checks.imported_encoders import check_imported_encoders
 from uniaudio.checks.stages import ParameterNames, check_stage_names, check_stage_rows, sketch_stages
 from uniaudio.commands.check import check_all_names
 from uniaudio.commands.evaluate import (
+    check_evaluation_sets,
     compute_validation_losses,
     drop_answers,
     evaluate_recipe,
@@ -170,6 +171,8 @@ def train_in_held_folder(
             make_console(stderr=True).print(warning, style="yellow", soft_wrap=True)
     check_later_stages(config, recipes, accelerator, stage)
     models = RunModels(config, recipes, sets, accelerator, continued, checkpoint)
+    if config.train.evaluate_every is not None:
+        check_evaluation_sets(recipes[-1], models.format)
     data = StageData(config, recipes, models.format)
     evaluator = RunEvaluator(config, recipes, models.format, models.bases, sets)
     return train_stages(models, data, evaluator, config, accelerator, checkpoint, callbacks)
@@ -307,8 +310,8 @@ class RunEvaluator:
 
     def compute_validation_losses(
         self, stage: int, model: nn.Module, count: int, shared: bool
-    ) -> dict[str, float]:
-        """Return the loss per answer token of each task of a stage."""
+    ) -> tuple[dict[str, float], list[str]]:
+        """Return the loss per answer token of each task of a stage, and a sentence for each set that is left out."""
         return compute_validation_losses(
             self.wrap_model(model), self.recipes[stage], count, shared, self.samples
         )

@@ -148,6 +148,11 @@ class Augmenter:
         """The largest ratio of a clip's length after all steps to that before; 1 without ``speed``."""
         return math.prod(transform.longest_stretch for transform in self.transforms)
 
+    @cached_property
+    def mean_stretch(self) -> float:
+        """The expected ratio of a clip's length after all steps to that before; 1 without ``speed``."""
+        return math.prod(transform.mean_stretch for transform in self.transforms)
+
     def draw_masks(
         self, clips: Sequence[NDArray[np.int16]], rng: random.Random
     ) -> tuple[tuple[int, int, int, int], ...]:

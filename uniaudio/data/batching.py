@@ -37,6 +37,16 @@ class PlannedRow:
     questions: tuple[tuple[str, Rendered], ...]
 
 
+def compute_audio_cost(seconds: float, questions: float, per_example: float, stretch: float = 1.0) -> float:
+    """Return what a row takes of ``budget.audio_seconds``: its clips at their longest, and its questions.
+
+    Args:
+        seconds: of all clips of the row before augmentation. questions: about them. per_example: seconds that each of
+            these costs. stretch: see ``compute_row_cost``.
+    """
+    return seconds * stretch + per_example * questions
+
+
 def compute_row_cost(
     mixture: Mixture, seconds: Sequence[float], questions: Sequence[Rendered], stretch: float = 1.0
 ) -> float:
@@ -46,7 +56,8 @@ def compute_row_cost(
         mixture: with the budget. seconds: of every clip of the row. stretch: largest ratio of a clip's length after
             augmentation to that before; which ratio is drawn is only known when the clip is decoded.
     """
-    audio_share = (sum(seconds) * stretch + mixture.per_example * len(questions)) / mixture.audio_seconds
+    audio_cost = compute_audio_cost(sum(seconds), len(questions), mixture.per_example, stretch)
+    audio_share = audio_cost / mixture.audio_seconds
     if mixture.tokens is None:
         return audio_share
     clips = [mixture.count_slots(round(length * stretch * SAMPLE_RATE)) for length in seconds]

@@ -46,6 +46,11 @@ class RecipeEntry:
         return 1.0 if self.augmenter is None else self.augmenter.longest_stretch
 
     @property
+    def mean_stretch(self) -> float:
+        """The expected ratio of a clip's length after augmentation to that before."""
+        return 1.0 if self.augmenter is None else self.augmenter.mean_stretch
+
+    @property
     def label_sets(self) -> tuple[tuple[str, ...] | None, ...]:
         """The closed sets of the templates."""
         return tuple(template.labels for template in self.templates)

@@ -8,6 +8,7 @@ imported where it is used: that takes half a second, and most runs augment nothi
 from __future__ import annotations
 
 import io
+import math
 import random
 from collections import Counter
 from functools import lru_cache
@@ -93,6 +94,11 @@ class Transform(Strict):
     @property
     def longest_stretch(self) -> float:
         """The largest ratio of a clip's length afterwards to that before."""
+        return 1.0
+
+    @property
+    def mean_stretch(self) -> float:
+        """The expected ratio of a clip's length afterwards to that before."""
         return 1.0
 
     def apply(self, wave: Wave, rng: random.Random) -> Wave:
@@ -189,6 +195,13 @@ class Speed(Transform):
     def longest_stretch(self) -> float:
         slowest = 1 / self.factor[0]
         return slowest if self.p == 1 else max(1.0, slowest)
+
+    @property
+    def mean_stretch(self) -> float:
+        low, width = self.factor[0], self.factor[1] - self.factor[0]
+        # the mean of 1 / factor, which is drawn uniformly
+        changed = math.log1p(width / low) / width if width > 0 else 1 / low
+        return 1 - self.p + self.p * changed
 
     def apply(self, wave: Wave, rng: random.Random) -> Wave:
         factor = rng.uniform(*self.factor)

@@ -158,8 +158,8 @@ def build_meta_decoder(
 
 
 def make_equal_clips(model: AudioLM, clip: AverageClip, clips: int) -> Batch:
-    """Return a batch of clips of silence that are all as long as the average one."""
-    silence = np.zeros(round(clip.seconds * SAMPLE_RATE), dtype=np.int16)
+    """Return a batch of clips of silence that are all as long as the average one at its longest."""
+    silence = np.zeros(round(clip.budget_seconds * SAMPLE_RATE), dtype=np.int16)
     example = Example("", "plan", "", (silence,), ("1", str(clip.question - 1)), str(clip.answer))
     return collate([example] * clips, TokenCounts(), model.count_slots, ("plan",))  # type: ignore[arg-type]
 

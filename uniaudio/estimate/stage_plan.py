@@ -12,6 +12,7 @@ from torch import Tensor
 
 from uniaudio.checks.first_rows import AverageClip
 from uniaudio.config.run import RunConfig
+from uniaudio.data.batching import compute_audio_cost
 from uniaudio.data.recipe import Recipe
 from uniaudio.errors import UserError, convert_to_user_error
 from uniaudio.estimate.fake_model import Blueprint, build_fake_model, copy_without_values, make_equal_clips
@@ -48,8 +49,8 @@ class StagePlan:
         copies: that continual-learning methods keep. cost: of a micro-batch. decoder: what the decoder's layers keep.
         changes: of every part that can recompute, by its name in the config. logits: bytes of the logits that exist at
             a time. recomputed: the parts that do.
-        pass_hours: hours of audio of the splits that the recipe trains on, where all cards state them.
-        stage_hours: hours that the stage draws.
+        pass_hours: hours of audio of the splits that the recipe trains on, after augmentation, where all cards state
+            them. stage_hours: hours that the stage draws.
     """
 
     name: str
@@ -95,7 +96,7 @@ class StagePlan:
     @property
     def flops_per_second(self) -> float:
         """FLOPs for one second of audio."""
-        return self.cost.flops / self.clip.seconds
+        return self.cost.flops / self.clip.budget_seconds
 
     def compute_memory(self, engine: str, gpus: int) -> dict[str, float]:
         """Return the bytes of every part on one of so many GPUs, when gradients of a micro-batch before are there."""
@@ -130,7 +131,7 @@ class StagePlan:
         """Return the seconds of audio of the largest micro-batch that stays within so many bytes; 0: none does."""
         free = limit - self.compute_total(engine, gpus)
         more = free / self.cost.per_clip if self.cost.per_clip else float("inf")
-        return max(0.0, (self.clips + more) * self.clip.seconds)
+        return max(0.0, (self.clips + more) * self.clip.budget_seconds)
 
 
 def plan_stage(
@@ -144,7 +145,8 @@ def plan_stage(
 ) -> StagePlan:
     """Estimate one stage of a run, for clips that are all as long as the average one.
 
-    What the config lets recompute in any case does.
+    Memory is that of clips as long as augmentation can make them, hours are those of the expected length. What the
+    config lets recompute in any case does.
 
     Args:
         dtype: of autocast and the frozen decoder; ``choose_gpu_precision`` gives that of a GPU. gpus: a step has a
@@ -161,7 +163,10 @@ def plan_stage(
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     if not trained:
         raise UserError(explain_nothing_trained(stage))
-    clips = stage.budget.audio_seconds / (clip.seconds + stage.budget.per_example * clip.questions)
+    budget = stage.budget
+    clips = budget.audio_seconds / compute_audio_cost(
+        clip.seconds, clip.questions, budget.per_example, clip.stretch
+    )
     step_hours = (config.train.micro_batches or gpus) * clips * clip.seconds / SECONDS_PER_HOUR
     plain = StagePlan(
         name=stage.name,
@@ -181,10 +186,12 @@ def plan_stage(
 
 
 def sum_pass_hours(recipe: Recipe) -> float | None:
-    """Return the hours of audio of the splits that a recipe trains on; None where a card does not state them."""
+    """Return the hours of audio of the splits that a recipe trains on, as expected after augmentation; None where a
+    card does not state them.
+    """
     entries = {(entry.dataset.name, entry.split): entry for entry in recipe.train}.values()
-    stated = [entry.dataset.split(entry.split).hours for entry in entries]
-    known = [hours for hours in stated if hours is not None]
+    stated = [(entry.dataset.split(entry.split).hours, entry.mean_stretch) for entry in entries]
+    known = [hours * stretch for hours, stretch in stated if hours is not None]
     return sum(known) if len(known) == len(stated) else None
 
 

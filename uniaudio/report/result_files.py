@@ -33,6 +33,7 @@ from uniaudio.report.significance import (
     compare_probes,
     summarize_changes,
 )
+from uniaudio.run_records import describe_undefined_scores
 
 AnswersByModel = dict[str, dict[str, dict[str, Any]]]  # model -> evaluation set -> result
 Match = Callable[[Path, Collection[str]], Collection[str]]  # those of some fingerprints that a run folder has
@@ -125,7 +126,7 @@ def merge_all_scores(
     table, roles = ScoreTable(), Roles()
     if files:
         for file in files:
-            scores = read_scores(read_json(file), str(file), domains)
+            scores = read_probe_file(read_json(file), str(file), domains, notes)
             table = merge_tables([table, mark_namesakes(table, scores)])
         table, members = match_models(table, runs, match)
         roles = assign_roles(table.models, members, starts, table.references)
@@ -138,7 +139,8 @@ def merge_all_scores(
         file = run.folder / "probes.json"
         if run.name in roles.runs or files or not file.is_file():
             continue
-        scores, members = match_models(read_scores(read_json(file), str(file), domains), [run], match)
+        stored = read_probe_file(read_json(file), str(file), domains, notes)
+        scores, members = match_models(stored, [run], match)
         if scores.models and not members[run.name]:
             notes.append(describe_foreign(str(file), run))
         run_roles = assign_roles(scores.models, members, starts, scores.references)
@@ -159,12 +161,25 @@ def merge_all_scores(
             {**roles.best, **best},
         )
     for file, data in others:
-        beside, _ = match_models(read_scores(data, str(file), domains), runs, match)
+        beside, _ = match_models(read_probe_file(data, str(file), domains, notes), runs, match)
         beside = mark_namesakes(table, beside)
         fresh = [model for model in beside.models if model not in table.models]
         table = merge_tables([beside, table])
         roles = replace(roles, others=[*roles.others, *fresh])
     return table, roles
+
+
+def read_probe_file(data: Any, where: str, domains: Mapping[str, str], notes: list[str]) -> ScoreTable:
+    """Read the probe scores of a file, see ``read_scores``.
+
+    Args:
+        notes: gets a sentence about each task that is not measured and has no scores.
+    """
+    table = read_scores(data, where, domains)
+    for name, facts in data["tasks"].items():
+        if isinstance(facts, Mapping):
+            notes += [f"{where}: {note}" for note in describe_undefined_scores(name, facts)]
+    return table
 
 
 def match_models(

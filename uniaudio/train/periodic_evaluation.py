@@ -10,6 +10,7 @@ from torch import nn
 
 from uniaudio.config.stages import BalanceConfig
 from uniaudio.distributed import gather_objects, is_main
+from uniaudio.errors import escape_text
 from uniaudio.train.adaptive_mixture import AdaptiveMixture, move_mixture_weights
 from uniaudio.train.engines.base import Engine
 from uniaudio.train.state import TrainState
@@ -50,11 +51,18 @@ class PeriodicEvaluation:
         return results
 
     def move_mixture(self, settings: BalanceConfig) -> None:
-        """Measure the validation losses and move the mixture; the next round draws in its own order."""
+        """Measure the validation losses and move the mixture; the next round draws in its own order.
+
+        Sets of which no row can be used are left out; where nothing can be measured, the shares stay as they are.
+        """
         run, stage, shared = self.run, self.position.stage, self.engine.whole
-        losses = self.run_in_eval_mode(
+        losses, left_out = self.run_in_eval_mode(
             lambda model: run.evaluator.compute_validation_losses(stage, model, settings.examples, shared)
         )
+        for reason in left_out:
+            run.tracker.warn(f"balance: {escape_text(reason)}; the set is left out")
+        if not losses:
+            run.tracker.warn("balance: no validation loss could be measured, so the mixture stays as it is")
         balance = move_mixture_weights(
             AdaptiveMixture.from_json(self.position.balance),
             losses,

@@ -99,8 +99,12 @@ class Evaluator(Protocol):
 
     def compute_validation_losses(
         self, stage: int, model: nn.Module, count: int, shared: bool
-    ) -> dict[str, float]:
-        """Return the loss per answer token of each task of a stage, over ``count`` examples of every set."""
+    ) -> tuple[dict[str, float], list[str]]:
+        """Return the loss per answer token of each task of a stage, over ``count`` examples of every set.
+
+        Returns:
+            The losses by task, and a sentence for each set that is left out.
+        """
         ...
 
     def check_guard(self, model: nn.Module) -> list[str]:

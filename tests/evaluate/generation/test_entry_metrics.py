@@ -25,7 +25,12 @@ from uniaudio.data.template_file import Scoring
 from uniaudio.errors import UserError
 from uniaudio.evaluate.generation import predictions
 from uniaudio.evaluate.generation.entry_metrics import build_answers_table, evaluate_entry
-from uniaudio.evaluate.generation.predictions import PredictionSettings, answer_loss, tokenize_labels
+from uniaudio.evaluate.generation.predictions import (
+    PredictionSettings,
+    explain_no_row,
+    measure_losses,
+    tokenize_labels,
+)
 from uniaudio.evaluate.metrics.challenge import collect_challenge_scores
 from uniaudio.evaluate.metrics.classification import (
     compute_label_metrics,
@@ -98,12 +103,12 @@ def test_shares_put_together_change_nothing(model_and_set, monkeypatch):
     loss, tokens = 0.0, 0
     for index in range(3):
         monkeypatch.setattr(predictions, "rank", lambda index=index: index)
-        loss, tokens = answer_loss(*model_and_set, settings(shared=True))
+        loss, tokens = measure_losses(*model_and_set, settings(shared=True)).sum_losses()
     assert loss / tokens == pytest.approx(expected["loss"], abs=1e-5)
 
 
 def test_the_loss_of_a_closed_set_is_that_of_its_true_answers(model_and_set):
-    loss, tokens = answer_loss(*model_and_set, settings())
+    loss, tokens = measure_losses(*model_and_set, settings()).sum_losses()
     expected = pytest.approx(loss / tokens, abs=1e-5)
     assert evaluate_entry(*model_and_set, settings())["loss"] == expected
     without = evaluate_entry(*model_and_set, settings(labels=False))
@@ -124,7 +129,7 @@ def test_lists_of_labels_are_scored_label_by_label(model_and_set):
     single = evaluate_entry(*model_and_set, settings())
     examples = replace(examples, entry=replace(examples.entry, templates=(both,)))
     result = evaluate_entry(model, format, examples, settings())
-    loss, tokens = answer_loss(model, format, examples, settings())
+    loss, tokens = measure_losses(model, format, examples, settings()).sum_losses()
     assert result["loss"] == pytest.approx(loss / tokens, abs=1e-5)
     assert {item["reference"] for item in result["answers"]} == {"high; low", "low"}
     # the same likelihoods as alone: every clip has the low one, so only the high one ranks anything
@@ -207,8 +212,8 @@ def test_a_set_without_usable_rows_has_no_score(model_and_set, tone_run):
     challenge = collect_challenge_scores({"tones:tone": result})
     assert (challenge["overall"], challenge["scores"]) == (None, {})
     assert challenge["not_scored"] == {"tones:tone": "accuracy: no row can be used"}
-    with pytest.raises(UserError, match=r"tones:tone: no row of split 'test' can be used \(broken audio\)"):
-        answer_loss(model, format, entry, settings())
+    losses = measure_losses(model, format, entry, settings())
+    assert (losses.questions, losses.sum_losses(), explain_no_row(entry, losses)) == ([], (0, 0), reason)
 
 
 def test_a_label_that_is_markup_is_refused(chat_tokenizer):
@@ -335,8 +340,8 @@ def test_long_sets_are_read_in_parts(model_and_set, monkeypatch):
     counts = []
     assert_same_figures(evaluate_entry(*model_and_set, settings(), counts.append), expected)
     assert sum(counts) == 10
-    assert answer_loss(*model_and_set, settings()) == pytest.approx(
-        answer_loss(*model_and_set, settings(batch_seconds=1.0))
+    assert measure_losses(*model_and_set, settings()).sum_losses() == pytest.approx(
+        measure_losses(*model_and_set, settings(batch_seconds=1.0)).sum_losses()
     )
 
 
@@ -390,7 +395,7 @@ def test_a_row_of_which_a_window_is_broken_counts_in_no_figure(model_and_set, to
         results = [evaluate_entry(model, format, cut, settings(labels=labels)) for labels in (True, False)]
         figures = [{k: v for k, v in result.items() if k != "skipped"} for result in results]
         skipped = [[row["row"] for row in result["skipped"]] for result in results]
-        return figures, skipped, list(answer_loss(model, format, cut, settings()))
+        return figures, skipped, list(measure_losses(model, format, cut, settings()).sum_losses())
 
     torn, skipped, losses = measure()
     assert [["33.wav" in row or "35.wav" in row for row in rows] for rows in skipped] == [[True, True]] * 2
@@ -410,7 +415,7 @@ def test_windows_whose_answers_are_joined_have_no_loss(model_and_set):
     assert cut["answers"][0]["answer"] == " ".join(
         window["answer"].strip() for window in cut["answers"][0]["windows"] if window["answer"].strip()
     )
-    assert answer_loss(model, format, replace(examples, entry=entry), settings()) == (0.0, 0)
+    assert measure_losses(model, format, replace(examples, entry=entry), settings()).sum_losses() == (0.0, 0)
     build_answers_table({"set": cut})
 
 
@@ -424,7 +429,7 @@ def test_a_process_without_rows_refuses_nothing_that_others_can_use(model_and_se
     monkeypatch.setattr(predictions, "gather_objects", lambda loaded: parts.append(loaded) or list(parts))
     for index in (0, 10):
         monkeypatch.setattr(predictions, "rank", lambda index=index: index)
-        assert answer_loss(model, format, cut, settings(shared=True)) == (0.0, 0)
+        assert measure_losses(model, format, cut, settings(shared=True)).sum_losses() == (0.0, 0)
     assert len(parts[0].questions) > 1
     assert parts[1].questions == []
 

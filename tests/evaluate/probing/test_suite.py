@@ -17,13 +17,17 @@ from uniaudio.commands import probe as probing
 from uniaudio.commands.probe import run_probe
 from uniaudio.config.strict_yaml import dump_yaml
 from uniaudio.data.audio import decode
+from uniaudio.data.skipped_rows import Skip
 from uniaudio.data.sources.base import decode_clips
 from uniaudio.errors import RowError, UserError
 from uniaudio.evaluate.embedding import embed_clips
 from uniaudio.evaluate.probing import task_embeddings
 from uniaudio.evaluate.probing.labelled_folder import hold_folders
+from uniaudio.evaluate.probing.lost_classes import LostClass, UnmeasurableTaskError, describe_lost_classes
 from uniaudio.evaluate.probing.suite import load_suite
 from uniaudio.evaluate.probing.suite_run import probe_held
+from uniaudio.evaluate.probing.suite_table import build_suite_tables
+from uniaudio.evaluate.probing.task_answers import list_labels
 from uniaudio.evaluate.probing.task_embeddings import crop_clip, embed_task
 from uniaudio.evaluate.probing.task_rows import hash_contents, read_task
 from uniaudio.model.encoders.whisper import WhisperAudioEncoder
@@ -491,16 +495,190 @@ def test_a_clip_that_could_not_be_read_for_a_moment_is_embedded_later(tones, mon
         (range(30, 40), r"no row of 'test' can be used; first skipped row: 30\.wav: broken audio"),
         (
             range(0, 40, 2),
-            r"no row of class '(low|high)' can be used; first skipped row: 0\.wav: broken audio",
+            r"task tones: too few classes are left: none of the 15 rows of class 'high' in split 'train' can be used; "
+            r"first skipped row: 0\.wav: broken audio",
         ),
-        (range(0, 30, 2), r"the test label '(low|high)' does not occur in its training rows; first skipped"),
+        (
+            range(0, 30, 2),
+            r"too few classes are left: none of the 15 rows of class 'high' in split 'train' can",
+        ),
+        (
+            range(30, 40, 2),
+            r"too few classes are left: none of the 5 rows of class 'high' in split 'test' can",
+        ),
     ],
 )
 def test_too_many_unusable_clips_end_the_probe(tones, broken, message):
     for i in broken:
         (tones / "tones" / f"{i}.wav").write_bytes(b"no audio")
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UnmeasurableTaskError, match=message):
         embed_task(encoder(), "m", the_task(tones), "d", "masked")
+
+
+def name_middle(root: Path, *numbers: int) -> None:
+    """Give some clips a third class."""
+    rows = manifest_rows(root)
+    for number in numbers:
+        rows[number]["label"] = "middle"
+    write_manifest(root, rows)
+
+
+def break_clips(root: Path, numbers) -> None:
+    for number in numbers:
+        (root / "tones" / f"{number}.wav").write_bytes(b"no audio")
+
+
+@pytest.mark.parametrize("protocol", ["masked", "xares"])
+@pytest.mark.parametrize("broken", [(4, 5), (33,)])
+def test_what_is_left_of_a_task_that_lost_the_last_clip_of_a_class(tones, protocol, broken):
+    name_middle(tones, 4, 5, 33)
+    crop = {"crop": 0.2} if protocol == "xares" else {}
+    rows = the_task(tones, **crop)
+    _, (whole,) = embed_task(encoder(), "m", rows, "d", protocol)
+    break_clips(tones, broken)
+    for data in ("other", "other"):  # the second time they come from the cache
+        left, (embedded,) = embed_task(encoder(), "m", rows, data, protocol)
+        kept = [i for i in range(40) if i not in (4, 5, 33)]
+        assert left.numbers.tolist() == kept
+        assert left.classes == ("high", "low")
+        assert left.answers == tuple(rows.answers[i] for i in kept)
+        assert [row.key for row in left.rows()] == [f"{i}.wav" for i in kept]
+        assert len(left.skipped) == len(broken)
+        wanted = torch.tensor([i in kept for i in whole.owner.tolist()])
+        assert left.numbers[embedded.owner].tolist() == whole.owner[wanted].tolist()
+        assert len(embedded.values) == len(embedded.lengths) == len(embedded.owner)
+        if protocol == "masked":
+            torch.testing.assert_close(embedded.values, whole.values[wanted], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("broken", "lost", "sentence"),
+    [
+        ((4, 5), ("train", 2), "none of the 2 rows of class 'middle' in split 'train' can be used"),
+        ((33,), ("test", 1), "the only row of class 'middle' in split 'test' cannot be used"),
+    ],
+)
+def test_a_task_is_probed_without_a_class_that_lost_its_last_clip(tones, capsys, broken, lost, sentence):
+    name_middle(tones, 4, 5, 33)
+    break_clips(tones, broken)
+    name = write_suite(tones, {"tone": {"probes": ["knn"]}, "place": {"column": "fold", "probes": ["knn"]}})
+    model = str(tones / "whisper")
+    result = run_probe([model], suite=name, seeds=1)
+    facts = result["tasks"]
+    assert facts["tone"]["lost_classes"] == [{"label": "middle", "split": lost[0], "rows": lost[1]}]
+    assert "lost_classes" not in facts["place"]
+    assert {task: entry["classes"] for task, entry in facts.items()} == {"tone": 2, "place": 3}
+    assert (facts["tone"]["train"], facts["tone"]["test"], facts["tone"]["weight"]) == (28, 9, 9)
+    assert set(result["scores"]) == {"tone", "place"}
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"tone: {sentence}, so the task is probed without this class" in said
+    assert said.count("is probed without this class") == 1
+
+
+def test_a_task_that_cannot_be_probed_costs_no_scores_of_the_others(tones, capsys):
+    break_clips(tones, range(0, 30, 2))
+    tasks = {"tone": {"weight": 5}, "place": {"column": "fold"}}
+    name, model, out = write_suite(tones, tasks), str(tones / "whisper"), tones / "probes.json"
+    reason = (
+        "too few classes are left: none of the 15 rows of class 'high' in split 'train' can be used; first "
+    )
+    with pytest.raises(UserError, match=f"^task tone: {reason}skipped row: 0.wav: broken audio"):
+        run_probe([model], suite=name, out=out, seeds=1, layers=True)
+    result = json.loads(out.read_text())
+    facts = result["tasks"]["tone"]
+    assert facts["undefined"]["accuracy"].startswith(reason)
+    assert (facts["classes"], facts["train"], facts["test"]) == (None, None, None)
+    assert [skip["row"] for skip in facts["skipped"]] == [f"{i}.wav" for i in range(0, 30, 2)]
+    assert list(result["scores"]) == list(result["layers"]) == ["place"]
+    assert "undefined" not in result["tasks"]["place"]
+    means = {probe: score["mean"] for probe, score in result["scores"]["place"][model].items()}
+    assert {probe: parts["all"] for probe, parts in result["average"][model].items()} == means
+    scores, averages = build_suite_tables(result)[:2]
+    assert [next(iter(column.cells)) for column in scores.columns] == [
+        *("tone", "sound", "accuracy", ""),
+        *("–", "–", "–"),
+    ]
+    assert f"tone: accuracy is undefined: {reason}" in scores.caption
+    assert averages.caption == "not measured, and in no average: tone"
+    said = " ".join(capsys.readouterr().out.split())
+    assert "not measured, and in no average: tone" in said
+    write_suite(tones, {"place": {"column": "fold"}})
+    assert run_probe([model], suite=name, seeds=1)["scores"]["place"] == result["scores"]["place"]
+
+
+def test_a_suite_without_a_task_that_can_be_probed_says_why_of_each(tones):
+    break_clips(tones, range(40))
+    name, out = write_suite(tones, {"tone": {}, "place": {"column": "fold"}}), tones / "probes.json"
+    message = r"^task tone: no clip can be used; first .*; task place: no clip can be used; first skipped"
+    with pytest.raises(UserError, match=message):
+        run_probe([str(tones / "whisper")], suite=name, out=out, seeds=1)
+    result = json.loads(out.read_text())
+    assert (result["scores"], result["average"]) == ({}, {})
+
+
+@pytest.mark.parametrize(
+    ("task", "broken", "lost"),
+    [
+        ({"kind": "multilabel", "column": "tags"}, [3], [LostClass("rare", "train", 1)]),
+        ({"kind": "multilabel", "column": "tags"}, [35], [LostClass("rare", "test", 1)]),
+        ({"kind": "frame"}, [3], [LostClass("rare", "train", 1)]),
+        ({"kind": "frame"}, [3, 35], [LostClass("rare", "train", 1), LostClass("rare", "test", 1)]),
+        ({"kind": "retrieval"}, [3, 35], []),
+        ({"kind": "frame"}, [4, 36], []),
+    ],
+)
+def test_rows_of_several_classes_stay_without_the_lost_one(tones, task, broken, lost):
+    rows = manifest_rows(tones)
+    for number in (3, 35):
+        rows[number]["tags"].append("rare")
+        rows[number]["events"].append({"onset": 0.1, "offset": 0.2, "label": "rare"})
+    write_manifest(tones, rows)
+    whole = the_task(tones, **task) if task["kind"] != "retrieval" else retrieval_task(tones)
+    left = whole.drop({i: Skip("tones", f"{i}.wav", "broken audio", "") for i in broken})
+    assert list(left.lost) == lost
+    assert left.numbers.tolist() == [i for i in range(40) if i not in broken]
+    assert ("rare" in whole.classes) == (task["kind"] != "retrieval")
+    assert set(whole.classes) - set(left.classes) == {one.label for one in lost}
+    named = {label for answer in left.answers for label in list_labels(left.task, answer)}
+    assert named == set(left.classes)
+
+
+def retrieval_task(root: Path):
+    name = write_suite(root, {"tones": {"kind": "retrieval"}}, text_model=tiny_bert(root / "bert"))
+    return read_task("tones", *load_suite(name).tasks["tones"])
+
+
+def test_with_folds_a_class_is_lost_when_fewer_than_two_folds_have_it(tones):
+    name_middle(tones, 0, 1, 3)  # of the folds 0, 1 and 0
+    rows = the_task(tones, folds="fold")
+
+    def drop(*numbers):
+        return rows.drop({i: Skip("tones", f"{i}.wav", "broken audio", "") for i in numbers})
+
+    assert (drop(0).classes, drop(0).lost) == (("high", "low", "middle"), ())
+    assert drop(1).lost == (LostClass("middle", "1", 1),)
+    both = drop(0, 3)
+    assert (both.classes, both.lost) == (("high", "low"), (LostClass("middle", "0", 2),))
+    assert not {0, 1, 3} & set(both.numbers.tolist())
+    assert describe_lost_classes("tone", both.lost, is_fold=True) == [
+        "tone: none of the 2 rows of class 'middle' in fold '0' can be used, so the task is probed without this class"
+    ]
+    with pytest.raises(UnmeasurableTaskError, match=r"^task tones: no row of '0' can be used; first skipped"):
+        drop(*range(0, 40, 3))
+
+
+def test_a_held_folder_says_which_class_it_is_probed_without(tones):
+    name_middle(tones, 4, 5, 33)
+    break_clips(tones, (4, 5))
+    sentences = []
+    (rows,) = hold_folders({"tone": Path("tones")}, sentences.append)
+    assert (
+        "tone: none of the 2 rows of class 'middle' in split 'train' can be used, so the task is probed without this "
+        "class" in sentences
+    )
+    assert (len(rows.clips), len(rows.answers), rows.classes) == (37, 37, ("high", "low"))
+    (scores,) = probe_held(encoder(), [rows], 1, ("knn",)).values()
+    assert 0 <= scores["knn"]["mean"] <= 1
 
 
 @pytest.mark.parametrize(

@@ -294,21 +294,18 @@ def add_losses(
 
 
 @torch.no_grad()
-def answer_loss(
+def measure_losses(
     model: AudioLM, format: ChatFormat, examples: EvalExamples, settings: PredictionSettings
-) -> tuple[float, int]:
-    """Return the summed loss of the true answers of an evaluation set, and their tokens.
+) -> Answers:
+    """Return the losses of the true answers of an evaluation set; nothing is generated.
 
     Every process must call it; with ``settings.shared`` each reads its share.
 
-    Raises:
-        UserError: when no row can be used.
+    Returns:
+        Those of all processes; without questions where no row can be used, see ``explain_no_row``.
     """
     local = Answers()
     for usable in iterate_question_chunks(examples, format, settings, model.count_slots, local):
         for indices in batch_questions(usable, settings.batch_seconds):
             add_losses(model, format, [usable[i] for i in indices], examples.entry.template, local)
-    whole = gather_answers(local, settings)
-    if not whole.questions:
-        raise UserError(f"{examples.entry.name}: {explain_no_row(examples, whole)}")
-    return whole.sum_losses()
+    return gather_answers(local, settings)

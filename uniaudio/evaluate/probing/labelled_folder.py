@@ -9,13 +9,15 @@ from uniaudio.data.card import DatasetCard, Split
 from uniaudio.data.card_file import Load
 from uniaudio.data.segment import MANIFEST_SEGMENTS, SegmentColumns
 from uniaudio.errors import UserError
+from uniaudio.evaluate.probing.lost_classes import describe_lost_classes
 from uniaudio.evaluate.probing.placeholder_classes import (
     count_placeholders,
     describe_placeholder_classes,
 )
+from uniaudio.evaluate.probing.skipped_row_notes import describe_rows
 from uniaudio.evaluate.probing.suite import Suite, TaskFile
 from uniaudio.evaluate.probing.task_embeddings import hold_clips
-from uniaudio.evaluate.probing.task_rows import TaskRows, describe_rows, read_task
+from uniaudio.evaluate.probing.task_rows import TaskRows, read_task
 
 MANIFESTS = ("manifest.jsonl", "manifest.csv", "manifest.tsv")  # the first that is there is read
 
@@ -42,7 +44,7 @@ def hold_folders(
     """Read labelled folders with all of their clips, to be probed several times.
 
     Args:
-        note: is given a sentence about rows that were left out and clips that are odd.
+        note: is given a sentence about rows and classes that were left out and clips that are odd.
         option: see ``build_folder_suite``.
 
     Raises:
@@ -53,6 +55,7 @@ def hold_folders(
         rows, notices = hold_clips(read_task(name, task, card))
         for sentence in (
             *describe_rows(name, rows.skipped, notices),
+            *describe_lost_classes(name, rows.lost, is_fold=False),
             *describe_placeholder_classes(name, count_placeholders(rows), is_folder=True),
         ):
             note(sentence)

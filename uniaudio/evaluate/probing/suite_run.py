@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,12 +12,11 @@ from rich.console import Console
 from torch import Tensor
 
 from uniaudio.console import WorkProgress, format_number
-from uniaudio.data.audio import ADVICE
 from uniaudio.errors import prefix_user_errors
 from uniaudio.evaluate.probing.class_scores import ProbeScores
 from uniaudio.evaluate.probing.clip_probes import KINDS, Fold, ProbeKind, probe_folds
 from uniaudio.evaluate.probing.frame_probes import score_frames
-from uniaudio.evaluate.probing.placeholder_classes import count_placeholders
+from uniaudio.evaluate.probing.lost_classes import UnmeasurableTaskError
 from uniaudio.evaluate.probing.retrieval_probes import TextModel, score_retrieval
 from uniaudio.evaluate.probing.suite import Suite
 from uniaudio.evaluate.probing.suite_averages import TaskWeight, average_scores
@@ -29,6 +28,7 @@ from uniaudio.evaluate.probing.task_embeddings import (
     require_finite,
 )
 from uniaudio.evaluate.probing.task_rows import Indices, TaskRows, hash_contents, read_task
+from uniaudio.evaluate.probing.task_summaries import summarize_task, summarize_unmeasured_task
 from uniaudio.evaluate.probing.xares import XaresFold, score_xares_folds
 from uniaudio.model.encoders.base import AudioEncoder
 from uniaudio.model.model_hash import hash_model
@@ -137,6 +137,8 @@ def run_suite(
 ) -> dict[str, Any]:
     """Embed and probe every task with every model.
 
+    A task of which too few rows can be used has no scores, see ``summarize_unmeasured_task``.
+
     Args:
         layers: also probe every hidden state; the scores are then those of the last, which is the frames.
 
@@ -144,35 +146,30 @@ def run_suite(
         What ``uniaudio probe --suite`` writes, see docs/evaluation-probes.md.
 
     Raises:
-        UserError: as ``embed_task``; for embeddings that are not finite; where the text model cannot be loaded.
+        UserError: for events and frames without the order of time; for embeddings that are not finite; where the text
+            model cannot be loaded.
     """
     retrieves = any(rows.task.kind == "retrieval" for rows in tasks)
     reader = None
     if suite.text_model is not None and retrieves:
         reader = TextModel(suite.text_model, has_weights=protocol == "masked")
-    digests = {name: hash_model(encoder) for name, encoder in encoders.items()}
+    probing = SuiteModels(
+        encoders,
+        {name: hash_model(encoder) for name, encoder in encoders.items()},
+        protocol,
+        seeds,
+        layers,
+        reader,
+    )
     swept: dict[str, dict[str, list[ProbeScores]]] = {}
     facts: dict[str, dict[str, Any]] = {}
     task_weights: dict[str, TaskWeight] = {}
     with WorkProgress(console, "clips") as progress:
         bars = SuiteProgress(progress, tasks, len(encoders))
         for rows in tasks:
-            data_sha256 = hash_contents(rows.rows())  # the files stay in memory for decoding
-            swept[rows.name] = {}
-            for model, encoder in encoders.items():
-                usable, states = embed_task(
-                    encoder, digests[model], rows, data_sha256, protocol, layers, bars.count_clips
-                )
-                with prefix_user_errors(model):
-                    require_finite(usable, states)
-                swept[rows.name][model] = [
-                    score_task(usable, state, encoder.frame_rate, protocol, seeds, reader) for state in states
-                ]
-                bars.count_probed(rows.name, model)
-            facts[rows.name] = summarize_task(usable, states[0].notices, data_sha256)
-            task_weights[rows.name] = TaskWeight(
-                usable.weight, rows.task.domain, rows.task.private, rows.task.unseen
-            )
+            scored, facts[rows.name], weight = probing.probe_task(rows, bars)
+            if weight is not None:
+                swept[rows.name], task_weights[rows.name] = scored, weight
     scores = {task: {model: states[-1] for model, states in models.items()} for task, models in swept.items()}
     result: dict[str, Any] = {
         "suite": suite.name,
@@ -184,6 +181,55 @@ def run_suite(
         "average": average_scores(scores, task_weights),
     }
     return {**result, "layers": swept} if layers else result
+
+
+@dataclass(frozen=True)
+class SuiteModels:
+    """The models that a suite is probed with, and how; see ``run_suite``.
+
+    Args:
+        digests: of the encoders. reader: for retrieval tasks.
+    """
+
+    encoders: Mapping[str, AudioEncoder]
+    digests: Mapping[str, str]
+    protocol: Protocol
+    seeds: int
+    layers: bool
+    reader: TextModel | None
+
+    def probe_task(
+        self, rows: TaskRows, bars: SuiteProgress
+    ) -> tuple[dict[str, list[ProbeScores]], dict[str, Any], TaskWeight | None]:
+        """Return the scores of a task by model and hidden state, what a reader must know of it, and what it counts.
+
+        A task of which too few rows can be used has no weight, and its scores do not count.
+        """
+        data_sha256 = hash_contents(rows.rows())  # the files stay in memory for decoding
+        scored: dict[str, list[ProbeScores]] = {}
+        try:
+            for model, encoder in self.encoders.items():
+                usable, states = embed_task(
+                    encoder,
+                    self.digests[model],
+                    rows,
+                    data_sha256,
+                    self.protocol,
+                    self.layers,
+                    bars.count_clips,
+                )
+                with prefix_user_errors(model):
+                    require_finite(usable, states)
+                scored[model] = [
+                    score_task(usable, state, encoder.frame_rate, self.protocol, self.seeds, self.reader)
+                    for state in states
+                ]
+                bars.count_probed(rows.name, model)
+        except UnmeasurableTaskError as problem:
+            bars.count_unmeasured(str(problem), len(self.encoders) - len(scored))
+            return scored, summarize_unmeasured_task(rows, problem, data_sha256), None
+        weight = TaskWeight(usable.weight, rows.task.domain, rows.task.private, rows.task.unseen)
+        return scored, summarize_task(usable, states[0].notices, data_sha256), weight
 
 
 class SuiteProgress:
@@ -208,27 +254,7 @@ class SuiteProgress:
         if not self.progress.console.is_terminal:
             self.progress.console.print(f"{task}: {model} is probed")
 
-
-def summarize_task(rows: TaskRows, notices: Tensor, data_sha256: str) -> dict[str, Any]:
-    """Return what a reader of the scores must know of a task; numbers of clips are those of one fold on average.
-
-    Args:
-        rows: those that were used. notices: as in ``Embedded``.
-    """
-    folds = len(rows.trials)
-    return {
-        "kind": rows.task.kind,
-        "domain": rows.task.domain,
-        "metric": rows.task.score_metric,
-        **({"unseen": True} if rows.task.unseen else {}),
-        "weight": rows.weight,
-        "classes": len(rows.classes),
-        "train": round(sum(len(trial.train) for trial in rows.trials) / folds),
-        "test": round(sum(len(trial.test) for trial in rows.trials) / folds),
-        "folds": folds if folds > 1 else None,
-        "skipped": [asdict(skip) for skip in rows.skipped],
-        "notices": {kind: n for kind, n in zip(ADVICE, notices.tolist(), strict=True) if n},
-        "placeholders": count_placeholders(rows),
-        "data_sha256": data_sha256,
-        "license": rows.card.license or None,
-    }
+    def count_unmeasured(self, reason: str, models: int) -> None:
+        """Count the models that are not probed on a task, and say why."""
+        self.progress.count(self.probing, models)
+        self.progress.console.print(reason, style="yellow", soft_wrap=True)

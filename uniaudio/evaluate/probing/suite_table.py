@@ -11,8 +11,10 @@ from rich.table import Table
 from uniaudio.config.model_spec import split_options
 from uniaudio.console import format_difference
 from uniaudio.data.skipped_rows import Skip
+from uniaudio.evaluate.probing.lost_classes import LostClass, describe_lost_classes
 from uniaudio.evaluate.probing.placeholder_classes import describe_placeholder_classes
-from uniaudio.evaluate.probing.task_rows import describe_rows
+from uniaudio.evaluate.probing.skipped_row_notes import describe_rows
+from uniaudio.run_records import describe_undefined_scores
 
 PROBES = {"linear": "linear", "mlp": "MLP", "knn": "kNN"}
 REFERENCES = "references"  # the key of stored results that holds them by run
@@ -84,7 +86,10 @@ def make_table(title: str, *columns: str, numbers: int) -> Table:
 
 
 def score_table(result: Mapping[str, Any], labels: Mapping[str, str]) -> Table:
-    """Return mean ± spread of every task, model and probe; below them UAR, where it is another than accuracy."""
+    """Return mean ± spread of every task, model and probe; below them UAR, where it is another than accuracy.
+
+    A task that is not measured has a line of dashes.
+    """
     table = make_table(
         f"{result['suite'] or 'labelled folders'}, protocol {result['protocol']}, {result['seeds']} seeds",
         "task",
@@ -95,9 +100,12 @@ def score_table(result: Mapping[str, Any], labels: Mapping[str, str]) -> Table:
         numbers=3,
     )
     baselines = find_baselines(result)
-    for task, models in result["scores"].items():
-        facts = result["tasks"][task]
+    for task, facts in result["tasks"].items():
         about = (f"{task} (unseen)" if facts.get("unseen") else task, facts["domain"] or "")
+        if "undefined" in facts:
+            table.add_row(*about, facts["metric"], "", *["–"] * len(PROBES))
+            continue
+        models = result["scores"][task]
         for metric in (facts["metric"], *list_other_metrics(models, facts["metric"])):
             scores = {model: read_metric(probes, metric) for model, probes in models.items()}
             for place, model in enumerate(result["models"]):
@@ -111,6 +119,12 @@ def score_table(result: Mapping[str, Any], labels: Mapping[str, str]) -> Table:
         note
         for task, facts in result["tasks"].items()
         for note in (
+            *describe_undefined_scores(task, facts),
+            *describe_lost_classes(
+                task,
+                [LostClass(**one) for one in facts.get("lost_classes", ())],
+                facts.get("folds") is not None,
+            ),
             *describe_rows(task, [Skip(**skip) for skip in facts["skipped"]], facts["notices"]),
             *describe_placeholder_classes(task, facts["placeholders"], result["suite"] is None),
         )
@@ -164,7 +178,9 @@ def cell(score: Mapping[str, float] | None, baselines: Sequence[Mapping[str, flo
 
 
 def average_table(result: Mapping[str, Any], labels: Mapping[str, str]) -> Table:
-    """Return the weighted averages of every model and probe: all tasks, and each domain."""
+    """Return the weighted averages of every model and probe: all tasks, and each domain; below them the tasks that
+    they leave out.
+    """
     parts = list(
         dict.fromkeys(
             part for probes in result["average"].values() for averages in probes.values() for part in averages
@@ -177,6 +193,12 @@ def average_table(result: Mapping[str, Any], labels: Mapping[str, str]) -> Table
             others = [result["average"][name].get(probe, {}) for name in baselines[model]]
             cells = [format_average(averages, part, others) for part in parts]
             table.add_row(labels[model] if place == 0 else "", PROBES[probe], *cells)
+    unmeasured = [task for task, facts in result["tasks"].items() if "undefined" in facts]
+    if unmeasured:
+        table.caption, table.caption_justify = (
+            f"not measured, and in no average: {', '.join(unmeasured)}",
+            "left",
+        )
     return table
 
 

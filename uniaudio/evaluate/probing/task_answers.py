@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 from uniaudio.config.nearest import suggest_name
@@ -67,6 +67,24 @@ def parse_answer(task: TaskFile, value: Any) -> Any:
     if task.kind == "retrieval" and not texts:
         raise RowError("missing column", f"'{task.answers}' contains no text")
     return texts
+
+
+def list_labels(task: TaskFile, answer: Any) -> tuple[str, ...]:
+    """Return the classes that an answer names, some perhaps several times; none for retrieval."""
+    if task.kind == "retrieval":
+        return ()
+    if task.kind == "clip":
+        return (answer,)
+    if task.kind == "frame":
+        return tuple(event.label for event in answer)
+    return tuple(answer)
+
+
+def remove_labels(task: TaskFile, answer: Any, labels: Collection[str]) -> Any:
+    """Return the answer of a task with several classes in a clip without some of them."""
+    if task.kind == "frame":
+        return tuple(event for event in answer if event.label not in labels)
+    return tuple(label for label in answer if label not in labels)
 
 
 def format_class(value: Any, name: str) -> str:

@@ -22,7 +22,7 @@ from uniaudio.data.skipped_rows import Skip
 from uniaudio.data.sources.base import ClipSamples, decode_clips
 from uniaudio.errors import RowError, UserError, read_first_line
 from uniaudio.evaluate.embedding import MAX_CLIP_SECONDS, batch_by_length
-from uniaudio.evaluate.probing.task_rows import TaskRows, describe_first_skip
+from uniaudio.evaluate.probing.task_rows import TaskRows
 from uniaudio.feature_cache import read_cached, write_cached
 from uniaudio.model.encoders.base import AudioEncoder, find_device
 from uniaudio.ragged import Ragged
@@ -58,6 +58,19 @@ class Embedded:
         wanted[torch.from_numpy(rows)] = True
         return wanted[self.owner].nonzero()[:, 0]
 
+    def select_rows(self, index: Tensor) -> Embedded:
+        """Return what it says of some rows.
+
+        Args:
+            index: ``[N]`` int64: of every row its new number, -1 for those that are left out.
+        """
+        owner = index[self.owner]
+        kept = (owner >= 0).nonzero()[:, 0]
+        pieces = Ragged(self.values, self.lengths).select(kept) if len(kept) < len(owner) else None
+        if pieces is None:
+            return replace(self, owner=owner)
+        return replace(self, values=pieces.values, lengths=pieces.lengths, owner=owner[kept])
+
     def list_broken_rows(self) -> list[int]:
         """Return the rows with values that are not finite, each once and in order."""
         pieces = torch.repeat_interleave(self.lengths)  # of every vector or frame
@@ -89,15 +102,15 @@ def embed_task(
     advance: Advance = lambda clips, seconds: None,
 ) -> tuple[TaskRows, list[Embedded]]:
     """Return the embeddings of a task by an encoder, from the cache where they are in it, and the task without the
-    rows whose clips cannot be used.
+    rows whose clips cannot be used; see ``TaskRows.drop``.
 
     Args:
         model, data: digests of the encoder and of the clips.
         layers: of every hidden state, the last being the frames; else of the frames alone.
 
     Raises:
-        UserError: when no clip, none of a part or none of a class can be used, or events are to be found by frames that
-            are not in the order of time.
+        UnmeasurableTaskError: when too few clips can be used.
+        UserError: when events are to be found by frames that are not in the order of time.
     """
     require_order_of_time(encoder, rows)
     pooling = describe_pooling(rows, protocol)
@@ -114,10 +127,10 @@ def embed_task(
             announce(f"embeddings of {rows.name} are not kept: {read_first_line(problem)}")
     else:
         advance(len(rows.answers), 0.0)
+    left = rows.drop(skips)
     index = torch.full((len(rows.answers),), -1)
-    kept = torch.tensor([i for i in range(len(rows.answers)) if i not in skips])
-    index[kept] = torch.arange(len(kept))
-    return rows.drop(skips), [replace(state, owner=index[state.owner]) for state in states]
+    index[torch.from_numpy(np.isin(rows.numbers, left.numbers))] = torch.arange(len(left.numbers))
+    return left, [state.select_rows(index) for state in states]
 
 
 def encode_task(
@@ -156,7 +169,7 @@ def hold_clips(rows: TaskRows) -> tuple[TaskRows, Counter[str]]:
     number of clips that are odd, by kind.
 
     Raises:
-        UserError: when too little is left, see ``TaskRows.drop``.
+        UnmeasurableTaskError: when too little is left, see ``TaskRows.drop``.
     """
     reader = ClipReader(rows)
     clips = dict(reader)
@@ -227,7 +240,7 @@ class ClipReader:
         """Yield the usable clips with the number of their row.
 
         Raises:
-            UserError: at the end, when there was none.
+            UnmeasurableTaskError: at the end, when there was none.
         """
         if self.rows.clips is not None:
             yield from enumerate(self.rows.clips)
@@ -243,7 +256,7 @@ class ClipReader:
             yield number, clip
         if len(self.skips) == len(self.rows.answers):
             skipped = (*self.rows.skipped, *self.skips.values())
-            raise UserError(f"task {self.rows.name}: no clip can be used{describe_first_skip(skipped)}")
+            raise replace(self.rows, skipped=skipped).refuse("no clip can be used")
 
 
 @dataclass(frozen=True)

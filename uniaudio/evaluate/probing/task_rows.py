@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,15 +12,22 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from uniaudio.data.audio import ADVICE
 from uniaudio.data.card import DatasetCard
 from uniaudio.data.encoded_audio import FilePart, RemoteClip, require_file
 from uniaudio.data.skipped_rows import Skip
 from uniaudio.data.sources.base import AudioRef, Row
 from uniaudio.data.sources.source_kinds import open_source
 from uniaudio.errors import RowError, UserError, convert_to_row_error
+from uniaudio.evaluate.probing.lost_classes import LostClass, UnmeasurableTaskError, find_lost_classes
+from uniaudio.evaluate.probing.skipped_row_notes import describe_first_skip
 from uniaudio.evaluate.probing.suite import TaskFile, list_splits, split_names
-from uniaudio.evaluate.probing.task_answers import format_class, parse_answer, read_column
+from uniaudio.evaluate.probing.task_answers import (
+    format_class,
+    list_labels,
+    parse_answer,
+    read_column,
+    remove_labels,
+)
 
 Indices = NDArray[np.int64]
 
@@ -47,6 +53,7 @@ class TaskRows:
         classes: sorted; empty for retrieval.
         skipped: the rows that cannot be used, and why.
         clips: of every row ``[S]`` int16 at 16 kHz, where they are held in memory, see ``hold_clips``.
+        lost: classes that the task is probed without.
     """
 
     name: str
@@ -60,6 +67,7 @@ class TaskRows:
     classes: tuple[str, ...]
     skipped: tuple[Skip, ...] = ()
     clips: tuple[NDArray[np.int16], ...] | None = None
+    lost: tuple[LostClass, ...] = ()
 
     @property
     def weight(self) -> float:
@@ -82,26 +90,43 @@ class TaskRows:
         return {label: number for number, label in enumerate(self.classes)}
 
     def drop(self, skips: Mapping[int, Skip]) -> TaskRows:
-        """Return the task without some rows, by their index among ``answers``.
+        """Return the task without some rows, by their index among ``answers``, and without the classes that are lost
+        with them, see ``find_lost_classes``.
 
         Raises:
-            UserError: when a split, a fold or a class has no row left.
+            UnmeasurableTaskError: when a split or fold has no row left, or too few classes are.
         """
         if not skips:
             return self
         kept = np.array([i for i in range(len(self.answers)) if i not in skips], dtype=np.int64)
-        parts = {part: rows[np.isin(rows, kept)] for part, rows in self.parts.items()}
-        whole = replace(self, skipped=(*self.skipped, *skips.values()))
-        reason = describe_first_skip(whole.skipped)
-        empty = [part for part, rows in parts.items() if not len(rows)]
+        lost = find_lost_classes(self.task, self.answers, self.parts, kept)
+        whole = replace(self, skipped=(*self.skipped, *skips.values()), lost=(*self.lost, *lost))
+        empty = [part for part, rows in self.parts.items() if not np.isin(rows, kept).any()]
         if empty:
-            raise UserError(f"task {self.name}: no row of '{empty[0]}' can be used{reason}")
-        left = whole.select(kept, parts)
-        gone = sorted(set(self.classes) - set(left.classes))
-        if gone:
-            raise UserError(f"task {self.name}: no row of class '{gone[0]}' can be used{reason}")
-        check_labels(left, f"task {self.name}")
-        return left
+            raise whole.refuse(f"no row of '{empty[0]}' can be used")
+        labels = {one.label for one in lost}
+        if self.task.kind == "clip":
+            kept = np.array([i for i in kept if self.answers[i] not in labels], dtype=np.int64)
+        elif labels:
+            answers = tuple(remove_labels(self.task, answer, labels) for answer in self.answers)
+            whole = replace(whole, answers=answers)
+        parts = {part: rows[np.isin(rows, kept)] for part, rows in self.parts.items()}
+        if lost:
+            too_few = f"too few classes are left: {lost[0].describe(self.task.folds is not None)}"
+            if not all(map(len, parts.values())) or not whole.select(kept, parts).has_classes:
+                raise whole.refuse(too_few)
+        return whole.select(kept, parts)
+
+    @property
+    def has_classes(self) -> bool:
+        """Whether there are classes enough to probe, and every trial tests some."""
+        tested = [any(list_labels(self.task, self.answers[i]) for i in trial.test) for trial in self.trials]
+        return len(self.classes) >= count_least_classes(self.task) and all(tested)
+
+    def refuse(self, what: str) -> UnmeasurableTaskError:
+        """Return the error of a task that cannot be probed, with its first unusable row."""
+        reason = f"{what}{describe_first_skip(self.skipped)}"
+        return UnmeasurableTaskError(f"task {self.name}: {reason}", reason, self.skipped)
 
     def select(self, kept: Indices, parts: Mapping[str, Indices]) -> TaskRows:
         """Return the task with some of its rows, in ascending order, and these parts of them.
@@ -122,34 +147,6 @@ class TaskRows:
             classes=list_classes(self.task, answers),
             clips=None if self.clips is None else tuple(self.clips[i] for i in kept),
         )
-
-
-def describe_first_skip(skipped: Sequence[Skip]) -> str:
-    """Say why the first row that was left out cannot be used; nothing where none was."""
-    if not skipped:
-        return ""
-    detail = f" ({skipped[0].detail})" if skipped[0].detail else ""
-    return f"; first skipped row: {skipped[0].row}: {skipped[0].reason}{detail}"
-
-
-def describe_skipped(skipped: Sequence[Skip]) -> str:
-    """Count rows that were left out by reason: "3 rows skipped: 2 broken audio, 1 missing file"."""
-    reasons = Counter(skip.reason for skip in skipped).most_common()
-    listed = ", ".join(f"{count} {reason}" for reason, count in reasons)
-    return f"{len(skipped)} {'row' if len(skipped) == 1 else 'rows'} skipped: {listed}"
-
-
-def describe_rows(name: str, skipped: Sequence[Skip], notices: Mapping[str, int]) -> list[str]:
-    """Say which rows of a task were left out, and which of its clips are odd.
-
-    Args:
-        notices: the number of clips that are odd, by kind.
-    """
-    sentences = [f"{name}: {describe_skipped(skipped)}{describe_first_skip(skipped)}"] if skipped else []
-    for kind, count in notices.items():
-        clips = "1 clip" if count == 1 else f"{count} clips"
-        sentences.append(f"{name}: {kind} in {clips}: {ADVICE[kind]}")
-    return sentences
 
 
 def iterate_split_rows(card: DatasetCard, splits: Sequence[str]) -> Iterator[tuple[str, Row | RowError]]:
@@ -264,13 +261,12 @@ def build_trials(
 
 def list_classes(task: TaskFile, answers: Sequence[Any]) -> tuple[str, ...]:
     """Return the sorted classes of all rows; none for retrieval."""
-    if task.kind == "retrieval":
-        return ()
-    if task.kind == "clip":
-        return tuple(sorted(set(answers)))
-    if task.kind == "frame":
-        return tuple(sorted({event.label for events in answers for event in events}))
-    return tuple(sorted({label for labels in answers for label in labels}))
+    return tuple(sorted({label for answer in answers for label in list_labels(task, answer)}))
+
+
+def count_least_classes(task: TaskFile) -> int:
+    """Return how many classes a task needs at least."""
+    return {"clip": 2, "retrieval": 0}.get(task.kind, 1)
 
 
 def check_labels(rows: TaskRows, where: str) -> None:
@@ -281,7 +277,7 @@ def check_labels(rows: TaskRows, where: str) -> None:
     """
     if rows.task.kind == "retrieval":
         return
-    if len(rows.classes) < (2 if rows.task.kind == "clip" else 1):
+    if len(rows.classes) < count_least_classes(rows.task):
         raise UserError(
             f"{where}: '{rows.task.answers}' names {len(rows.classes)} classes, too few to probe"
             f"{describe_first_skip(rows.skipped)}"
