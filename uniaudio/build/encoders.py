@@ -217,9 +217,8 @@ def add_hashes_of_built(
     parts = list_named_encoders(config, encoder)
     hashes = {
         f"encoder {name}": {
-            CONTENT: parts[name].initial_sha256
-            if ":" in settings.kind
-            else "",  # of a run, its weights count
+            # of a run, its weights count
+            CONTENT: parts[name].initial_sha256 if ":" in settings.kind else "",
             CODE: hash_source_code(parts[name]),
         }
         for name, settings in config.encoders.items()

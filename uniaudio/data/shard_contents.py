@@ -19,9 +19,8 @@ from uniaudio.data.sources.file_fingerprints import ENDS, hash_ends, name_places
 from uniaudio.data.sources.http import fetch_length
 from uniaudio.data.sources.paths import HTTP, is_remote
 
-Contents = Mapping[
-    str, Sequence[str | None]
-]  # by entry of a recipe: of each file in order, None where not known
+# by entry of a recipe: of each file in order, None where not known
+Contents = Mapping[str, Sequence[str | None]]
 
 AT_ONCE = 16  # files that are looked at
 LONGEST = 10.0  # seconds, after which the rest of the files stays unknown

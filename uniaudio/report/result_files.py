@@ -148,18 +148,7 @@ def merge_all_scores(
         scores = rename_models(scores, new)
         clashes = {model: f"{model} ({run.name})" for model in find_disagreements(table, scores)}
         table = merge_tables([table, rename_models(scores, clashes)])
-        began, best = (
-            {name: clashes.get(model, model) for name, model in models.items()}
-            for models in (run_roles.starts, run_roles.best)
-        )
-        rest = [clashes.get(model, model) for model in run_roles.others]
-        trained = {name: clashes.get(new[model], new[model]) for name, model in run_roles.runs.items()}
-        roles = Roles(
-            {**roles.starts, **began},
-            {**roles.runs, **trained},
-            [*roles.others, *rest],
-            {**roles.best, **best},
-        )
+        roles = add_roles(roles, run_roles, new, clashes)
     for file, data in others:
         beside, _ = match_models(read_probe_file(data, str(file), domains, notes), runs, match)
         beside = mark_namesakes(table, beside)
@@ -167,6 +156,27 @@ def merge_all_scores(
         table = merge_tables([beside, table])
         roles = replace(roles, others=[*roles.others, *fresh])
     return table, roles
+
+
+def add_roles(roles: Roles, more: Roles, new: Mapping[str, str], clashes: Mapping[str, str]) -> Roles:
+    """Return the roles with those of one more run.
+
+    Args:
+        new: of that run's models, their names. clashes: names that mean other models elsewhere, and those in their
+            place.
+    """
+    began, best = (
+        {name: clashes.get(model, model) for name, model in models.items()}
+        for models in (more.starts, more.best)
+    )
+    rest = [clashes.get(model, model) for model in more.others]
+    trained = {name: clashes.get(new[model], new[model]) for name, model in more.runs.items()}
+    return Roles(
+        {**roles.starts, **began},
+        {**roles.runs, **trained},
+        [*roles.others, *rest],
+        {**roles.best, **best},
+    )
 
 
 def read_probe_file(data: Any, where: str, domains: Mapping[str, str], notes: list[str]) -> ScoreTable:

@@ -18,7 +18,7 @@ from uniaudio.model.base_identity import CODE, CONTENT, FILES, HASHES
 from uniaudio.train.checkpoint.integrity import BASES, CONFIG, EMA, MODEL, OPTIMIZER, STATE, find_damage
 from uniaudio.train.engines.base import MOMENTS
 
-# what the console has been told of changed code: a checkpoint is compared several times
+# sentences about changed code that were printed: a checkpoint is compared several times
 SAID: set[str] = set()
 
 
