@@ -75,28 +75,26 @@ class OpenedClip:
     def read_beginning(self) -> None:
         """Fetch a small file, or one of which the server does not send parts; of others the first block."""
         url, timeout = self.clip.url, self.clip.timeout
-        if not url.startswith(HTTP):
-            self.size = find_store_size(url, timeout)
-            check_size(self.size, url)
-            data = read_store_range(url, 0, self.size if self.size <= SMALL_FILE else BLOCK, timeout)
-            refuse_page(data, url)
-            if self.size <= SMALL_FILE:
-                self.keep(data)
-            else:
-                self.blocks[0] = data
-            return
-        with HttpStream(url, 0, timeout) as stream:
-            if stream.size is not None:
-                check_size(stream.size, url)
-            is_in_parts = getattr(stream.answer, "status", 0) == 206
-            if stream.size is None or stream.size <= SMALL_FILE or not is_in_parts:
-                data = read_all(stream, stream.size, url)
-                refuse_page(data, url)
-                self.keep(data)
-            else:
-                self.size = stream.size
-                self.blocks[0] = read_all(stream, min(BLOCK, self.size), url)
-                refuse_page(self.blocks[0], url)
+        size: int | None
+        if url.startswith(HTTP):
+            with HttpStream(url, 0, timeout) as stream:
+                size = stream.size
+                if size is not None:
+                    check_size(size, url)
+                is_in_parts = getattr(stream.answer, "status", 0) == 206
+                is_part = is_in_parts and size is not None and size > SMALL_FILE
+                data = read_all(stream, min(BLOCK, size) if is_part and size else size, url)
+        else:
+            size = find_store_size(url, timeout)
+            check_size(size, url)
+            is_part = size > SMALL_FILE
+            data = read_store_range(url, 0, BLOCK if is_part else size, timeout)
+        refuse_page(data, url)
+        if is_part and size is not None:
+            self.size = size
+            self.blocks[0] = data
+        else:
+            self.keep(data)
 
     def keep(self, data: bytes) -> None:
         """Keep the whole file, on disk where that is possible."""
