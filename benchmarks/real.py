@@ -30,7 +30,7 @@ from typing import Any
 
 from cells import Cell, keep_settings, run_cells
 from real_runs import ONE_WORDING, QUESTIONS, RUNS, SHORT_STEPS, STAGE_SHARES, Run, shorten, stage_steps
-from real_tables import answer_table, probe_table, read_cells, stage_table, task_table
+from real_tables import answer_table, close_table, probe_table, read_cells, stage_table, task_table
 
 from uniaudio.config.base_files import read_layers
 from uniaudio.config.encoders import EncoderConfig
@@ -296,6 +296,12 @@ def write_tables(plan: Plan) -> str:
                 f"By set, {probe}, protocol `masked`:",
                 task_table({**untrained, **rows}, "masked", probe),
             ]
+        if question.references:
+            for probe in ("knn", "linear"):
+                section += [
+                    f"Beside the best of {' and '.join(question.references)}, {probe}:",
+                    close_table(rows, question.references, "masked", probe),
+                ]
         if any(RUNS[name].stages for name in question.arms.values()):
             section += [
                 "Linear probes after each stage:",

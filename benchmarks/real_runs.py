@@ -45,12 +45,14 @@ class Question:
     """A table: what is compared, and the runs by the name that the table gives them.
 
     Args:
-        nightly: whether it is answered without being named.
+        nightly: whether it is answered without being named. references: arms whose best score of every set the others
+            are held against.
     """
 
     title: str
     arms: Mapping[str, str]
     nightly: bool = True
+    references: tuple[str, ...] = ()
 
 
 FUSION_SHARE = 0.1  # about five minutes: the frames of frozen encoders are computed once
@@ -223,6 +225,7 @@ for second, folder in SECONDS.items():
             "MoWE pca": "mowe_pca",
         },
         nightly=False,
+        references=("Whisper alone", f"{second} alone"),
     )
 
 

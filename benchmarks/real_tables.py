@@ -12,6 +12,7 @@ from uniaudio.evaluate.probing.suite_table import PROBES
 
 PARTS = ("trained", "unseen")
 Rows = Mapping[str, Sequence[Path]]  # a row's name -> the folder of cells of each seed
+CLOSE = 0.02  # of a score: a fusion within it has kept what the better encoder knows
 
 
 def read_cells(folders: Sequence[Path], name: str) -> list[dict[str, Any]]:
@@ -88,6 +89,39 @@ def task_table(rows: Rows, cell: str, probe: str) -> str:
         for name, of_row in cells.items()
     ]
     return make_table(columns, lines)
+
+
+def mean_score(folders: Sequence[Path], cell: str, task: str, probe: str) -> float | None:
+    """Return a row's score of a task, the mean of its seeds; None where it has none."""
+    values = [score(one, task, probe) for one in read_cells(folders, cell)]
+    known = [value for value in values if value is not None]
+    return statistics.mean(known) if known else None
+
+
+def close_table(rows: Rows, references: Sequence[str], cell: str, probe: str) -> str:
+    """Return, for every row, on how many tasks it is close to the best reference, and where it is furthest below it.
+
+    Args:
+        rows: also those of the references. references: names of rows, such as each encoder of a fusion alone.
+    """
+    cells = [one for folders in rows.values() for one in read_cells(folders, cell)]
+    tasks = list(dict.fromkeys(task for one in cells for task in one["tasks"]))
+    best = {}
+    for task in tasks:
+        values = [mean_score(rows[name], cell, task, probe) for name in references]
+        if known := [value for value in values if value is not None]:
+            best[task] = max(known)
+    lines = []
+    for name, folders in rows.items():
+        scores = {task: mean_score(folders, cell, task, probe) for task in best}
+        below = {task: best[task] - value for task, value in scores.items() if value is not None}
+        if below:
+            close = sum(gap <= CLOSE + 1e-9 for gap in below.values())  # scores are read from decimal digits
+            furthest = max(below, key=below.__getitem__)
+            worst = f"{furthest} {-100 * below[furthest]:+.1f}"
+            mean = statistics.mean(best[task] - gap for task, gap in below.items())
+            lines.append([name, f"{close} of {len(below)}", worst, write_number([mean])])
+    return make_table(["", f"within {100 * CLOSE:.0f} points", "furthest below", "mean"], lines)
 
 
 def answer_table(rows: Rows) -> str:

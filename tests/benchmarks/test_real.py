@@ -284,6 +284,20 @@ def test_tables_hold_means_over_seeds_and_what_was_forgotten(tmp_path):
     assert by_task[2] == "| ours | 0.900 ± 0.000 | 0.500 ± 0.100 |"
 
 
+def test_fusions_are_held_against_the_better_encoder_of_every_set(tmp_path):
+    scores = {"Whisper": (0.9, 0.4), "sfx": (0.7, 0.61), "concat": (0.88, 0.59), "gate": (0.95, 0.588)}
+    for name, (esc10, drums) in scores.items():
+        write_cell(tmp_path / name, "masked", probed(esc10=esc10, drums=drums))
+    rows = {name: [tmp_path / name] for name in (*scores, "to do")}
+    table = real_tables.close_table(rows, ("Whisper", "sfx"), "masked", "knn")
+    assert table.splitlines()[2:] == [
+        "| Whisper | 1 of 2 | drums -21.0 | 0.650 |",
+        "| sfx | 1 of 2 | esc10 -20.0 | 0.655 |",
+        "| concat | 2 of 2 | esc10 -2.0 | 0.735 |",
+        "| gate | 1 of 2 | drums -2.2 | 0.769 |",
+    ]
+
+
 def test_a_run_in_stages_is_reported_stage_by_stage(tmp_path):
     for cell, drums in (("stage1", 0.5), ("masked", 0.3)):
         write_cell(tmp_path / "stages", cell, probed(esc10=0.9, drums=drums))
