@@ -29,6 +29,7 @@ class Run:
         config: name of a run config. overrides: changes of it. seeds: one training for each.
         short: whether it is cut to the length of the comparisons. share: of that length. stages: whether it is probed
             after every stage. trusted: whether its encoders bring code of their own, which may run.
+        start: the untrained encoder that its own is trained from.
     """
 
     overrides: tuple[str, ...] = ()
@@ -38,6 +39,7 @@ class Run:
     share: float = 1.0
     stages: bool = False
     trusted: bool = False
+    start: str = "before"
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,7 @@ class Question:
 FUSION_SHARE = 0.1  # about five minutes: the frames of frozen encoders are computed once
 POOL = ("crepe-tiny", "ge2e", "sfx", "distillmos")
 SECONDS = {"crepe": "crepe-tiny", "sfx": "sfx"}  # name in the runs -> folder of the second encoder
+ALONE = {"crepe": (), "sfx": ("adapter.rate=2.5",)}  # it has 10 frames a second, which 3.125 does not divide
 OPERATORS: dict[str, str] = {
     "concat": "{kind: concat}",
     "sum": "{kind: sum}",
@@ -97,7 +100,7 @@ def fusion_runs() -> dict[str, Run]:
 
     add("whisper_alone", f"encoders={{whisper: {WHISPER_FRAMES}}}", "fusion=null")
     for name, folder in SECONDS.items():
-        add(f"{name}_alone", f"encoders={{second: {second_encoder(folder)}}}", "fusion=null")
+        add(f"{name}_alone", f"encoders={{second: {second_encoder(folder)}}}", "fusion=null", *ALONE[name])
         for operator, settings in OPERATORS.items():
             fused = [f"fusion={settings[:-1]}, rate: 25, lr: 1e-3}}"]
             if operator in READS_LAYERS:
@@ -142,6 +145,7 @@ RUNS: dict[str, Run] = {
             "encoders.whisper.keep_tail=true",
         ),
         seeds=THREE_SEEDS,
+        start="before_decoder",
     ),
     "random_lm": Run((f"decoder.path=random:{SMOLLM2}",), seeds=THREE_SEEDS),
     "random_lm_trained": Run((f"decoder.path=random:{SMOLLM2}", "decoder.train=full")),

@@ -91,6 +91,12 @@ def task_table(rows: Rows, cell: str, probe: str) -> str:
     return make_table(columns, lines)
 
 
+def list_tasks(rows: Rows, cell: str) -> list[str]:
+    """Return the tasks that any row was probed on."""
+    cells = [one for folders in rows.values() for one in read_cells(folders, cell)]
+    return list(dict.fromkeys(task for one in cells for task in one["tasks"]))
+
+
 def mean_score(folders: Sequence[Path], cell: str, task: str, probe: str) -> float | None:
     """Return a row's score of a task, the mean of its seeds; None where it has none."""
     values = [score(one, task, probe) for one in read_cells(folders, cell)]
@@ -104,10 +110,8 @@ def close_table(rows: Rows, references: Sequence[str], cell: str, probe: str) ->
     Args:
         rows: also those of the references. references: names of rows, such as each encoder of a fusion alone.
     """
-    cells = [one for folders in rows.values() for one in read_cells(folders, cell)]
-    tasks = list(dict.fromkeys(task for one in cells for task in one["tasks"]))
     best = {}
-    for task in tasks:
+    for task in list_tasks(rows, cell):
         values = [mean_score(rows[name], cell, task, probe) for name in references]
         if known := [value for value in values if value is not None]:
             best[task] = max(known)

@@ -7,8 +7,11 @@ import sys
 import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
 import real
+import real_figures
+import real_plan
 import real_runs
 import real_tables
 from cells import Cell, run_cells
@@ -93,7 +96,7 @@ def test_a_signal_stops_the_commands_and_keeps_the_rest_for_later(tmp_path):
 @pytest.mark.parametrize("name", real_runs.RUNS)
 def test_every_run_is_a_valid_config_of_the_same_length(name, real_folders):
     run = real_runs.RUNS[name]
-    changes = [c.replace("{one_wording}", str(real.one_wording(real_folders))) for c in run.overrides]
+    changes = [c.replace("{one_wording}", str(real_plan.one_wording(real_folders))) for c in run.overrides]
     config = load_run(run.config, [*changes, *real_runs.shorten(run, 100)])
     assert (config.total_steps == 100 * run.share) == run.short
     assert len(config.stages) == (4 if run.stages else 1 if run.config == "real_fusion" else 2)
@@ -105,19 +108,20 @@ def test_every_run_is_a_valid_config_of_the_same_length(name, real_folders):
 def test_questions_compare_runs_that_there_are():
     named = {name for question in real_runs.QUESTIONS.values() for name in question.arms.values()}
     assert named == set(real_runs.RUNS)
+    assert all(set(question.references) <= question.arms.keys() for question in real_runs.QUESTIONS.values())
 
 
 def test_encoders_with_foreign_code_are_allowed_in_every_command(real_folders):
-    plan = real.Plan(real_folders / "out", 100, "realaudio", 3, 80, False)
-    for cell in real.plan_run(plan, "sfx_gate", real_runs.RUNS["sfx_gate"], 0):
+    plan = real_plan.Plan(real_folders / "out", 100, "realaudio", 3, 80, False)
+    for cell in real_plan.plan_run(plan, "sfx_gate", real_runs.RUNS["sfx_gate"], 0):
         assert "--trust-remote-code" in cell.command
-    for cell in real.plan_run(plan, "joint", real_runs.RUNS["joint"], 0):
+    for cell in real_plan.plan_run(plan, "joint", real_runs.RUNS["joint"], 0):
         assert "--trust-remote-code" not in cell.command
 
 
 def test_a_plan_may_compute_in_bfloat16_and_probe_by_one_protocol(real_folders):
-    plan = real.Plan(real_folders / "out", 100, "realaudio", 3, 80, False, ["masked"], True)
-    cells = {cell.name: cell for cell in real.plan_run(plan, "depth", real_runs.RUNS["depth"], 0)}
+    plan = real_plan.Plan(real_folders / "out", 100, "realaudio", 3, 80, False, ["masked"], True)
+    cells = {cell.name: cell for cell in real_plan.plan_run(plan, "depth", real_runs.RUNS["depth"], 0)}
     assert sorted(cells) == [f"depth_seed0/{name}" for name in ("answers", "masked", "train")]
     changes = [word for word in cells["depth_seed0/train"].command if "=" in word]
     config = load_run("real", changes)
@@ -160,7 +164,7 @@ def test_an_output_folder_is_not_continued_with_other_settings(real_folders, mon
 
 @pytest.mark.parametrize("name", ["real_listen", "real"])
 def test_one_wording_has_the_same_tasks_and_shares_in_one_way(name, real_folders, tmp_path):
-    recipe, whole = load_recipe(str(real.one_wording(tmp_path) / f"{name}.yaml")), load_recipe(name)
+    recipe, whole = load_recipe(str(real_plan.one_wording(tmp_path) / f"{name}.yaml")), load_recipe(name)
     assert [entry.dataset.name for entry in recipe.train] == [entry.dataset.name for entry in whole.train]
     assert recipe.compute_train_shares() == whole.compute_train_shares()
     for entry, other in zip(recipe.train, whole.train, strict=True):
@@ -171,7 +175,9 @@ def test_one_wording_has_the_same_tasks_and_shares_in_one_way(name, real_folders
 
 def test_one_wording_changes_nothing_but_the_wordings_of_both_stages(real_folders, tmp_path):
     run = real_runs.RUNS["one_wording"]
-    changes = [change.replace("{one_wording}", str(real.one_wording(tmp_path))) for change in run.overrides]
+    changes = [
+        change.replace("{one_wording}", str(real_plan.one_wording(tmp_path))) for change in run.overrides
+    ]
     stages = load_run(run.config, changes).stages
     for stage, other in zip(stages, load_run("real", []).stages, strict=True):
         recipe, whole = load_recipe(stage.recipe), load_recipe(other.recipe)
@@ -180,10 +186,18 @@ def test_one_wording_changes_nothing_but_the_wordings_of_both_stages(real_folder
 
 
 def test_a_plan_says_what_is_done_and_how_far_a_training_came(real_folders):
-    plan = real.Plan(real_folders / "out", 100, "realaudio", 3, 80, False)
-    cells = {cell.name: cell for cell in real.make_plan(plan, real.choose_runs(["d"]))}
+    plan = real_plan.Plan(real_folders / "out", 100, "realaudio", 3, 80, False)
+    cells = {cell.name: cell for cell in real_plan.make_plan(plan, real.choose_runs(["d"]))}
     assert {name.split("/")[0] for name in cells} == {
-        *("before", "before_best", "before_cut", "random", "encoder_lora_seed0", "encoder_frozen_seed0"),
+        *(
+            "before",
+            "before_best",
+            "before_cut",
+            "before_decoder",
+            "random",
+            "encoder_lora_seed0",
+            "encoder_frozen_seed0",
+        ),
         *(f"joint_seed{seed}" for seed in range(3)),
     }
     train, answers = cells["encoder_lora_seed0/train"], cells["encoder_lora_seed0/answers"]
@@ -228,7 +242,7 @@ def test_what_is_missing_is_fetched_by_a_script_or_named(real_folders):
 
 
 def test_the_quick_suite_has_a_trained_and_an_unseen_set(real_folders):
-    tasks = load_suite(real.quick_suite(real_folders / "out")).tasks
+    tasks = load_suite(real_plan.quick_suite(real_folders / "out")).tasks
     assert {name: (task.unseen, task.max_clips) for name, (task, _) in tasks.items()} == {
         "esc10": (False, 80),
         "digits": (True, 80),
@@ -236,8 +250,8 @@ def test_the_quick_suite_has_a_trained_and_an_unseen_set(real_folders):
 
 
 def test_the_stages_of_a_run_are_probed_at_their_ends(real_folders):
-    plan = real.Plan(real_folders / "out", 100, "realaudio", 3, 80, False)
-    cells = real.plan_run(plan, "stages", real_runs.RUNS["stages"], 0)
+    plan = real_plan.Plan(real_folders / "out", 100, "realaudio", 3, 80, False)
+    cells = real_plan.plan_run(plan, "stages", real_runs.RUNS["stages"], 0)
     folders = [Path(cell.command[4]).name for cell in cells if "/stage" in cell.name.removeprefix("stages_")]
     assert folders == ["step-000055", "step-000065"]
 
@@ -251,7 +265,7 @@ def test_a_training_is_summed_up_over_an_interruption(tmp_path):
         {"event": "finished", "step": 10},
     ]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    summary = real.summarise_training(tmp_path)
+    summary = real_plan.summarise_training(tmp_path)
     assert summary == {"steps": 10, "minutes": 2.0, "audio_hours": 0.05, "loss": 2.0}
 
 
@@ -296,6 +310,41 @@ def test_fusions_are_held_against_the_better_encoder_of_every_set(tmp_path):
         "| concat | 2 of 2 | esc10 -2.0 | 0.735 |",
         "| gate | 1 of 2 | drums -2.2 | 0.769 |",
     ]
+
+
+def test_a_fusion_is_blue_or_red_by_its_distance_to_the_better_encoder(tmp_path, monkeypatch):
+    drawn: list[list[list[float]]] = []
+    draw = real_figures.draw_gaps
+    monkeypatch.setattr(
+        real_figures, "draw_gaps", lambda axes, gaps: (drawn.append(gaps.tolist()), draw(axes, gaps))
+    )
+    for name, (esc10, drums) in {"Whisper": (0.9, 0.4), "sfx": (0.7, 0.6), "gate": (0.95, 0.5)}.items():
+        write_cell(tmp_path / name, "masked", probed(esc10=esc10, drums=drums))
+    rows = {name: [tmp_path / name] for name in ("Whisper", "sfx", "gate", "to do")}
+    real_figures.draw_fusions(rows, ("Whisper", "sfx"), tmp_path / "fusion.png")
+    np.testing.assert_allclose(drawn[0], [[0, -20], [-20, 0], [5, -10]], atol=1e-9)
+    assert np.isnan(drawn[1]).all()  # no linear probe
+    assert (tmp_path / "fusion.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_arms_are_drawn_by_what_they_moved_with_every_seed_and_their_mean(tmp_path, monkeypatch):
+    marks: dict[str, list[tuple[float, float]]] = {}
+    save = real_figures.save_figure
+
+    def look(figure, path):
+        for axes in figure.axes[:2]:
+            marks[axes.get_title(loc="left")] = [
+                tuple(map(float, xy)) for c in axes.collections for xy in c.get_offsets()
+            ]
+        save(figure, path)
+
+    monkeypatch.setattr(real_figures, "save_figure", look)
+    cells = [probed(esc10=esc10, drums=0.4) for esc10 in (0.6, 0.7)]
+    arm = real_figures.Arm(cells, probed(esc10=0.5, drums=0.5))
+    real_figures.draw_questions({"Decoders": {"ours": arm}}, tmp_path / "questions.png")
+    np.testing.assert_allclose(marks["trained sets"], [(15, 0.84), (10, 0.84), (20, 0.84)])
+    np.testing.assert_allclose(marks["unseen sets"], [(-10, 0.84)] * 3)
+    assert (tmp_path / "questions.png").is_file()
 
 
 def test_a_run_in_stages_is_reported_stage_by_stage(tmp_path):
