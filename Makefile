@@ -42,7 +42,7 @@ bench: .stamp-dev
 realdata: .stamp-run
 	$(BIN)/python benchmarks/realdata.py
 
-# the figures of docs/results.md with real models; UNIAUDIO_REALMODELS, UNIAUDIO_REALAUDIO and UNIAUDIO_REALDATA name the
+# the figures of docs/results-real-models.md; UNIAUDIO_REALMODELS, UNIAUDIO_REALAUDIO and UNIAUDIO_REALDATA name the
 # folders (docs/real-models.md). It goes on where it was stopped; `make real REAL="--list"` says how far it is
 real: .stamp-run
 	$(BIN)/python benchmarks/real.py $(REAL)
