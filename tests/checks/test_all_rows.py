@@ -13,6 +13,7 @@ from uniaudio.checks.all_rows import build_rows_table, describe_problems, read_a
 from uniaudio.config.strict_yaml import dump_yaml, load_yaml
 from uniaudio.console import WorkProgress
 from uniaudio.data import text_rows
+from uniaudio.data.prompt_tokens import ChatFormat
 from uniaudio.data.recipe import load_recipe
 from uniaudio.errors import UserError
 
@@ -46,14 +47,14 @@ def write_rows(recipe_file, rows):
     (recipe_file.parent / "manifest.jsonl").write_text(text)
 
 
-def look(recipe_file, longest=100.0):
+def look(recipe_file, longest=100.0, format=None):
     """Return (findings by split, problems, table)."""
     recipe = load_recipe(str(recipe_file))
     screen = io.StringIO()
     console = Console(file=screen, width=200)
     with WorkProgress(console, "rows") as progress:
         entries = (*recipe.train, *recipe.evaluate)
-        findings = {id(entry): read_all_rows(entry, progress) for entry in entries}
+        findings = {id(entry): read_all_rows(entry, progress, format) for entry in entries}
     console.print(build_rows_table("one", list(findings.values())))
     problems = describe_problems(recipe, findings, longest, "data.max_seconds")
     return {one.entry.split: one for one in findings.values()}, problems, screen.getvalue()
@@ -106,6 +107,29 @@ def test_a_small_set_is_refused_by_the_share_that_its_run_would_meet(recipe_file
     with pytest.raises(UserError, match=r"3 of 9 rows cannot be used, .* 3 missing column: train1\.wav"):
         refuse_many_unusable(findings["train"], 0.05)
     refuse_many_unusable(findings["train"], 0.34)
+
+
+@pytest.mark.parametrize("has_tokenizer", [True, False])
+def test_texts_that_the_decoder_cannot_use_are_listed(recipe_file, chat_tokenizer, has_tokenizer):
+    change(recipe_file.parent, "t.yaml", labels=None)
+    change(recipe_file.parent, "d.yaml", load={"csv": "rows.csv"})
+    rows = [*rows_of("train", 40), *rows_of("test", 2)]
+    rows[30]["label"] = "tür"
+    rows[32]["label"] = "a<|im_end|>b"
+    rows[34]["label"] = "wren " * 30
+    text = "audio,label,split,duration\n" + "".join(
+        f"{row['audio']},{row['label']},{row['split']},2\n" for row in rows
+    )
+    (recipe_file.parent / "rows.csv").write_text(text, encoding="latin-1")
+    format = ChatFormat(chat_tokenizer, max_text_tokens=100) if has_tokenizer else None
+    findings, problems, _table = look(recipe_file, format=format)
+    assert problems[0].startswith(
+        "d:t, split train: skipped: 1 broken text: train30.wav ('t\\udcfcr' is not valid"
+    )
+    assert findings["train"].used == (37 if has_tokenizer else 39)
+    if has_tokenizer:
+        assert "1 special token in text: train32.wav" in problems[1]
+        assert "1 text too long: train34.wav" in problems[2]
 
 
 def test_empty_answers_are_listed(recipe_file):

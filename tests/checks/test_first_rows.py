@@ -59,6 +59,14 @@ def test_clips_whose_channels_cancel_are_noted(tmp_path):
     assert notes(tmp_path, {}, TONE) == ()
 
 
+@pytest.mark.parametrize("samples", [0, 100])
+def test_clips_without_sound_to_speak_of_are_a_mistake(tmp_path, samples):
+    with pytest.raises(
+        UserError, match=r"none of the first 6 rows can be used \(0\.wav: empty audio: .*less than 0\.01 s"
+    ):
+        notes(tmp_path, {}, TONE[:samples])
+
+
 def test_a_wording_that_no_row_can_fill_in_is_a_mistake_where_it_would_be_drawn(tmp_path):
     notes(tmp_path, {}, TONE)
     template = yaml.safe_load((tmp_path / "t.yaml").read_text())

@@ -1,5 +1,6 @@
 """Shards of which a part cannot be read: how many rows are lost, and when it is too many."""
 
+import gzip
 import json
 import os
 
@@ -73,6 +74,20 @@ def test_a_tar_that_is_damaged_in_the_middle_has_lost_what_lies_behind(tars):
         assert skip.rows == pytest.approx(5, abs=2)
         file.write_bytes(content)
     assert losses(tars) == []
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is empty"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "is a pointer of Git LFS; fetch the file itself"),
+        (gzip.compress(b"0" * 5000), "is compressed; decompress it"),
+    ],
+)
+def test_a_file_that_is_no_tar_is_named(tars, content, message):
+    (tars / "1.tar").write_bytes(content)
+    (skip,) = losses(tars)
+    assert message in skip.detail
 
 
 def test_two_tars_written_one_behind_the_other_are_reported(tars):

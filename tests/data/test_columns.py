@@ -1,6 +1,7 @@
 """Which columns are read and what they hold: classes by name, columns nobody uses, clips whose path a card makes."""
 
 import json
+import math
 from dataclasses import replace
 
 import datasets
@@ -68,13 +69,17 @@ def test_features_of_every_shape():
             "bare": [label],
             "unnamed": {"num_classes": 3, "_type": "ClassLabel"},
             "text": {"dtype": "string", "_type": "Value"},
+            "listed": {"names": {"10": "k", "2": "c", "0": "a"}, "_type": "ClassLabel"},
         }
     )
-    assert set(namings) == {"old", "bare"}
+    assert set(namings) == {"old", "bare", "listed"}
+    assert [str(namings["listed"](number)) for number in range(3)] == ["a", "c", "k"]
     assert list(map(str, namings["old"]({"label": [2, 0]})["label"])) == ["high", "low"]
     assert list(map(str, namings["bare"]([1]))) == ["mid"]
     assert namings["bare"](None) is None
     assert namings["bare"]([7, "low"]) == [None, "low"]
+    named, gap, half = namings["bare"]([1.0, float("nan"), 0.5])  # a column with gaps, as pandas stores it
+    assert (str(named), math.isnan(gap), half) == ("mid", True, 0.5)
 
 
 @pytest.mark.parametrize("kind", ["parquet", "hub"])
@@ -177,6 +182,8 @@ def test_paths_that_a_card_makes_for_pairs_and_tables(tmp_path):
         ("rows.txt", "audio\tlabel\tn\na.wav\tlow, high\t1\nb.wav\t\t2\n"),
         ("rows.csv", 'audio,label,n\na.wav,"low, high",1\nb.wav,nan,2\n'),
         ("rows.csv", "audio|label|n\na.wav|low, high|1\nb.wav|NaN|2\n"),
+        ("rows.csv", "sep=;\r\naudio;label;n\r\na.wav;low, high;1\r\nb.wav;;2\r\n"),
+        ("rows.csv", 'audio, label, n\na.wav, "low, high", 1\nb.wav, , 2\n'),
     ],
 )
 def test_tables_cut_at_what_their_first_line_has_and_cells_without_value(tmp_path, name, text):
@@ -184,6 +191,15 @@ def test_tables_cut_at_what_their_first_line_has_and_cells_without_value(tmp_pat
     first, second = open_source(card(tmp_path, {"csv": name}), "train").rows()
     assert dict(first.columns) == {"audio": "a.wav", "label": "low, high", "n": "1"}
     assert dict(second.columns) == {"audio": "b.wav", "label": None, "n": "2"}
+
+
+def test_a_table_with_two_columns_of_one_name_is_a_mistake(tmp_path):
+    (tmp_path / "rows.csv").write_text("audio,label,label\na.wav,low,high\n")
+    with pytest.raises(UserError, match=r"rows\.csv: 2 columns are named 'label'; rename or remove them"):
+        open_source(card(tmp_path, {"csv": "rows.csv"}), "train")
+    (tmp_path / "rows.csv").write_text("audio,label,,\na.wav,low,,\n")  # as spreadsheets end lines
+    (row,) = open_source(card(tmp_path, {"csv": "rows.csv"}), "train").rows()
+    assert row.columns["label"] == "low"
 
 
 def test_a_fold_of_a_table_stays_out(tmp_path):

@@ -1,5 +1,6 @@
 """Clips that a library would read in part, or only from some places: told or read whole, from everywhere alike."""
 
+import gzip
 import io
 import os
 import struct
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from uniaudio.data.audio import ANTI_PHASE, CLIPPED, decode, parse_plain_wave
+from uniaudio.data.audio import ANTI_PHASE, CLIPPED, SILENT, decode, parse_plain_wave
 from uniaudio.data.audio_files import probe_seconds
 from uniaudio.data.containers import flac, mpeg
 from uniaudio.data.encoded_audio import FilePart, encode_samples
@@ -345,7 +346,7 @@ def test_channels_that_do_not_cancel_are_averaged():
     noise = np.random.default_rng(0).standard_normal((16000, 8)).astype(np.float32) * 0.1
     for wave in (noise, noise[:, :2], np.stack([noise[:, 0], 0 * noise[:, 0]], 1), 0 * noise):
         samples, notices = notices_of(wave)
-        assert notices == []
+        assert notices == ([] if wave.any() else [SILENT])
         np.testing.assert_allclose(samples, wave.mean(axis=1) * 32768, atol=1)
 
 
@@ -364,6 +365,37 @@ def test_a_small_overshoot_is_limited_and_much_of_it_noted():
     assert notices == []
     assert samples[8000] == 32767
     assert notices_of(1.5 * tone)[1] == [CLIPPED]
+
+
+def test_clips_of_which_sixteen_bits_hold_nothing_are_noted():
+    tone = noisy_tone()[:, 0]
+    small = encoded(np.rint(tone * 32767).astype(np.int32), format="WAV", subtype="PCM_32")
+    for data in (
+        small,
+        encoded(tone / 32768, format="WAV", subtype="FLOAT"),
+        encoded(0 * tone, format="WAV"),
+    ):
+        notices = []
+        assert not decode(data, 60.0, "clip", notices=notices).any()
+        assert notices == [SILENT]
+    assert notices_of(tone)[1] == []
+
+
+@pytest.mark.parametrize(
+    ("head", "message"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "a pointer of Git LFS; fetch"),
+        (b"<!DOCTYPE html><html>", "a web page or XML"),
+        (b"\0\0\0\x20ftypM4A \0\0\0\0", "MP4 (M4A, AAC); convert it to WAV or FLAC"),
+        (b"\x1a\x45\xdf\xa3\x9fB\x86\x81", "WebM or Matroska; convert it"),
+        (b"\xff\xf1\x50\x80\x03\x9f\xfc!", "AAC; convert it"),
+        (b"#!AMR\n<", "AMR; convert it"),
+        (gzip.compress(WAV), "compressed; decompress it"),
+        (b"\0" * 100, "filled with zeros"),
+    ],
+)
+def test_what_is_no_audio_that_can_be_read_is_named(head, message, tmp_path):
+    assert the_one_result(head + b"\1" * 400, tmp_path).startswith(f"broken audio: clip (it is {message}")
 
 
 def test_whole_numbers_of_any_size_keep_their_loudness():

@@ -28,6 +28,7 @@ TEMPLATE = {
 }
 LINE = {"dataset": "clips", "template": "kind"}
 NAMES = ["dog_bark", "rain", "car_horn"]
+KIND = {"inputs": ["kind"], "target": "{{ kind }}"}
 
 
 def write_entry(folder, card=None, template=None, line=None, data="clips"):
@@ -121,6 +122,36 @@ def test_a_column_of_a_card_has_what_it_makes_of_the_classes(tmp_path):
         open_entry(write_entry(tmp_path, fewer, line={"constants": {"label": "x"}}))[0].templates[0].labels
         is None
     )
+
+
+def test_lists_of_classes_in_a_sentence_are_no_closed_set(tmp_path):
+    place = str(write_classes(tmp_path, lists=True))
+    whole = ["dog_bark and rain", "rain", "car_horn"]
+    for stated, template, answers, labels in (
+        ({}, {"target": "{{ label | join(' and ') }}"}, whole, None),
+        ({}, {"target": None, "target_one_of": "label"}, ["dog_bark", "rain", "car_horn"], tuple(NAMES)),
+        ({"columns": {"kind": "{{ label | join(' and ') }}"}}, KIND, whole, None),
+        ({"columns": {"kind": "{{ label[0] }}"}}, KIND, ["dog_bark", "rain", "car_horn"], tuple(NAMES)),
+    ):
+        entry = write_entry(tmp_path, {"load": {"parquet": place}, **stated}, template)
+        assert open_entry(entry)[0].templates[0].labels == labels
+        assert render_answers(entry) == answers
+
+
+def test_characters_that_cannot_be_seen_are_written_out(tmp_path):
+    write_rows(tmp_path, [{"label": "high\u200b"}, {"label": "car\u00a0horn"}, {"label": "car  horn"}])
+    entry = write_entry(tmp_path, template={"labels": ["high", "car horn"]})
+    first, second, third = (refuse(entry, row) for row in open_source(entry.dataset, "train").rows())
+    assert first == r"'high\u200b' (with characters that are not visible) is not one of the labels of kind"
+    assert second.startswith(r"'car\u00a0horn' (with")
+    assert third == "'car  horn' is not one of the labels of kind"
+
+
+def refuse(entry, row):
+    """The detail of why a row cannot be used."""
+    with pytest.raises(RowError) as problem:
+        entry.render_question(row, entry.templates[0])
+    return problem.value.detail
 
 
 def test_a_list_of_classes_makes_lists_of_labels(tmp_path):

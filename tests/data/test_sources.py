@@ -17,6 +17,7 @@ from helpers.files import card, clip_bytes, compress, numbers, write_parquet, wr
 from helpers.resuming import check_places
 
 from uniaudio.data.audio import decode
+from uniaudio.data.field_values import has_no_value
 from uniaudio.data.sources.audio_columns import parse_audio, parse_seconds
 from uniaudio.data.sources.base import BrokenShardError, Place, Row
 from uniaudio.data.sources.in_memory import make_unique
@@ -405,6 +406,55 @@ def test_compressed_manifests_are_mistakes(tmp_path, compressor):
         open_source(card(tmp_path, {"jsonl": "rows.jsonl.packed"}), "train")
 
 
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        (
+            "rows.jsonl",
+            POINTER,
+            r"rows\.jsonl is a pointer of Git LFS; fetch the file itself with `git lfs pull`",
+        ),
+        ("rows.csv", POINTER, r"rows\.csv is a pointer of Git LFS"),
+        ("rows.parquet", POINTER, r"rows\.parquet is not a Parquet file \(it is a pointer of Git LFS"),
+        ("rows.parquet", b" <html>gone</html>", r"rows\.parquet is not a Parquet file \(it is a web page"),
+        ("rows.xlsx", b"PK\x03\x04", r"rows\.xlsx is a workbook; save its sheet as CSV"),
+        (
+            "rows.csv",
+            "audio,n\na.wav,1\n".encode("utf-16-le"),
+            r"rows\.csv: is not UTF-8 text, but probably UTF-16",
+        ),
+        (
+            "rows.jsonl",
+            b'[\n {"audio": "a.wav"},\n {"audio": "b.wav"}\n]',
+            "holds a JSON list; write one object per",
+        ),
+        ("rows.jsonl", b'[{"audio": "a.wav"}]', "holds a JSON list; write one object per"),
+    ],
+)
+def test_files_that_are_something_else_are_named(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    kind = {".jsonl": "jsonl", ".parquet": "parquet"}.get(f".{name.partition('.')[2]}", "csv")
+    with pytest.raises(UserError, match=message):
+        open_source(card(tmp_path, {kind: name}), "train")
+
+
+def test_numbers_in_json_that_are_none_have_no_value(tmp_path):
+    (tmp_path / "a.wav").write_bytes(clip_bytes(1))
+    lines = [
+        '{"audio": "a.wav", "n": NaN}',
+        '{"audio": "a.wav", "n": -Infinity}',
+        '{"audio": "a.wav", "n": NoN}',
+    ]
+    (tmp_path / "rows.jsonl").write_text("\n".join(lines))
+    first, second, third = open_source(card(tmp_path, {"jsonl": "rows.jsonl"}), "train").rows()
+    assert has_no_value(first.columns["n"])
+    assert has_no_value(second.columns["n"])
+    assert third.reason == "broken metadata"
+
+
 def test_manifests_of_which_no_row_can_be_read_are_mistakes(tmp_path):
     (tmp_path / "rows.jsonl").write_text('{"audio": \n')
     with pytest.raises(UserError, match=r"none of 1 rows of \S+rows\.jsonl can be read .*line 1: not JSON"):
@@ -438,6 +488,17 @@ def test_rows_of_which_a_condition_cannot_be_decided_are_bad_rows_of_every_split
 @pytest.mark.parametrize("stated", ["0.5", -1, 0, True, None, [1], math.nan, math.inf, 10**400])
 def test_stated_lengths_that_are_no_positive_numbers_are_not_believed(stated):
     assert parse_seconds(stated) is None
+
+
+@pytest.mark.parametrize(
+    ("value", "holds"),
+    [([{"path": "a.wav"}], "a list of dict"), ([0.1, 0.2], "a list of float"), ([], "an empty list")],
+)
+def test_a_list_in_an_audio_column_is_named(tmp_path, value, holds):
+    with pytest.raises(
+        RowError, match=rf"broken metadata: clip: {holds}; give one clip as a path, its bytes, or"
+    ):
+        parse_audio(value, {}, tmp_path, "clip")
 
 
 @pytest.mark.parametrize("content", ["text", 5, [1, 2], {"a": 1}])

@@ -144,6 +144,13 @@ def test_a_decoder_whose_logits_are_more_than_hidden_states_tell_is_refused(qwen
         TextDecoder(qwen)
 
 
+def test_weights_that_are_no_numbers_are_named(qwen):
+    with torch.no_grad():
+        qwen.model.norm.weight[0] = torch.nan
+    with pytest.raises(UserError, match="Qwen3ForCausalLM gives values that are not finite"):
+        TextDecoder(qwen)
+
+
 def test_four_tokens_are_read_once_by_their_ids_and_once_by_their_embeddings(qwen):
     read = []
 

@@ -64,7 +64,15 @@ def write_gguf(folder):
     (folder / "model-Q4_K_M.gguf").write_bytes(b"GGUF" + bytes(60))
 
 
+def leave_pointer(folder):
+    """A folder that was cloned without Git LFS."""
+    (folder / "model.safetensors").write_text(
+        "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
+    )
+
+
 DAMAGES = {
+    "pointer": (leave_pointer, r"model\.safetensors is a pointer of Git LFS; .* with `git lfs pull`"),
     "pickle": (pickle_weights, "holds its weights as pytorch_model.bin, a pickle.*convert it to safetensors"),
     "adapter": (write_adapter, "contains an adapter .*merge it into its base model"),
     "model with an adapter": (add_adapter, "contains an adapter .*merge it into its base model"),

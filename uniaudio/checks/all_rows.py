@@ -17,6 +17,7 @@ from uniaudio.data.encoded_audio import FilePart
 from uniaudio.data.labels import describe_equal_spellings
 from uniaudio.data.long_clips import read_row_seconds
 from uniaudio.data.placeholders import describe_placeholders, find_placeholders
+from uniaudio.data.prompt_tokens import ChatFormat, check_text
 from uniaudio.data.recipe import Recipe
 from uniaudio.data.recipe_entries import Entry, RecipeEntry, open_entry
 from uniaudio.data.sources.base import IndexedSource, Row, Source
@@ -47,6 +48,7 @@ class RowFindings:
         answers: how often each of a closed set occurs, of the first template that has one. labels: the set.
         placeholders: rows whose label may stand for none, see ``describe_placeholders``.
         lengths: of clips in seconds. are_measured: read from the headers of a few, as rows do not state them.
+        format: of the decoder, where its tokenizer is there.
         is_file: clips are files, whose names are theirs alone; names within archives and tables may come again.
     """
 
@@ -64,6 +66,7 @@ class RowFindings:
     labels: tuple[str, ...] = ()
     lengths: list[float] = field(default_factory=list)
     are_measured: bool = False
+    format: ChatFormat | None = None
 
     @property
     def unusable_share(self) -> float:
@@ -95,15 +98,20 @@ class RowFindings:
         return ", ".join(parts)
 
 
-def read_all_rows(entry: RecipeEntry, progress: WorkProgress) -> RowFindings:
+def read_all_rows(
+    entry: RecipeEntry, progress: WorkProgress, format: ChatFormat | None = None
+) -> RowFindings:
     """Render every row of an entry with its templates; no clip is decoded.
+
+    Args:
+        format: of the decoder, which cannot use every text; None where its tokenizer is not there.
 
     Raises:
         UserError: when the source cannot be opened.
     """
     entry, source = open_entry(entry)
     texts = read_text_rows(source, entry.dataset)
-    findings = RowFindings(entry, isinstance(source, IndexedSource))
+    findings = RowFindings(entry, isinstance(source, IndexedSource), format=format)
     findings.labels = next((labels for labels in entry.label_sets if labels), ())
     work = progress.begin(f"reading {entry.name}, {entry.split}", texts.count)
     for number, row in enumerate(texts, 1):
@@ -129,6 +137,10 @@ def add_row(findings: RowFindings, row: Row | RowError) -> None:
     for template in findings.entry.templates:
         try:
             rendered = findings.entry.render_question(row, template)
+            if findings.format is None:
+                check_text(rendered.answer)
+            else:
+                findings.format.check_texts(rendered.prompt, rendered.answer)
         except RowError as error:
             problem = error
             continue

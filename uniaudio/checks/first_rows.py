@@ -12,7 +12,7 @@ from uniaudio.checks.odd_clips import decode_first_clips
 from uniaudio.config.nearest import suggest_name
 from uniaudio.data.batching import compute_audio_cost
 from uniaudio.data.card import DatasetCard
-from uniaudio.data.long_clips import LongClips, read_row_seconds
+from uniaudio.data.long_clips import LongClips, measure_clips
 from uniaudio.data.recipe import Recipe
 from uniaudio.data.recipe_entries import Entry, RecipeEntry, open_entry
 from uniaudio.data.segment import list_unused_time_columns
@@ -140,7 +140,8 @@ def render_rows(
         if isinstance(row, Row):
             try:
                 answer = entry.render_question(row, template).answer
-                usable.append((sum(shorten_clips(read_row_seconds(row), entry.long_clips, longest)), answer))
+                lengths = measure_clips(row, LongClips("windows"), math.inf)
+                usable.append((sum(shorten_clips(lengths, entry.long_clips, longest)), answer))
             except RowError as problem:
                 reasons.append(f"{row.key}: {problem}")
     if not usable:

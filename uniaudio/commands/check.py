@@ -39,6 +39,7 @@ from uniaudio.commands.evaluate import SHORTEST_WINDOW
 from uniaudio.config.run import RunConfig
 from uniaudio.config.stages import Stage
 from uniaudio.console import WorkProgress, make_console
+from uniaudio.data.prompt_tokens import ChatFormat
 from uniaudio.data.recipe import Recipe
 from uniaudio.data.recipe_entries import RecipeEntry
 from uniaudio.data.sources.source_kinds import keep_sources_open
@@ -123,7 +124,7 @@ def check_rows(
                 max(SHORTEST_WINDOW, config.data.max_seconds or 0.0),
             ):
                 print_problem(note, console)
-        check_all_rows(config, stage, recipe, console)
+        check_all_rows(config, stage, recipe, console, decoder.format if decoder is not None else None)
         console.print(describe_step_cost(config, stage, encoders, recipe, pairings, decoder))
 
 
@@ -139,15 +140,20 @@ class RememberedCheck:
         return self.checked[id(entry)][1]
 
 
-def check_all_rows(config: RunConfig, stage: Stage, recipe: Recipe, console: Console) -> None:
+def check_all_rows(
+    config: RunConfig, stage: Stage, recipe: Recipe, console: Console, format: ChatFormat | None = None
+) -> None:
     """Read what all rows of a recipe say, and print a table and the problems.
+
+    Args:
+        format: see ``read_all_rows``.
 
     Raises:
         UserError: when a training set has more rows that cannot be used than the run accepts.
     """
     entries = (*recipe.train, *recipe.evaluate)
     with WorkProgress(console, "rows") as progress:
-        findings = {id(entry): read_all_rows(entry, progress) for entry in entries}
+        findings = {id(entry): read_all_rows(entry, progress, format) for entry in entries}
     what = "data.max_seconds" if config.data.max_seconds else f"stages.{stage.name}.budget.audio_seconds"
     console.print(build_rows_table(stage.name, [findings[id(entry)] for entry in entries]))
     longest, data = config.find_longest_clip(stage), config.data

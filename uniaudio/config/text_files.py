@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import codecs
-import re
 import unicodedata
 from pathlib import Path
 
+from uniaudio.config.file_signatures import SIGNATURE_BYTES, describe_signature
 from uniaudio.errors import UserError, convert_to_user_error
 
 # UTF-32 first: its little-endian mark begins with that of UTF-16
@@ -18,10 +18,9 @@ BYTE_ORDER_MARKS = (
     (codecs.BOM_UTF16_BE, "utf-16-be"),
 )
 
+MOST_NULS = 0.3  # share of NUL in the first bytes, from which on they are UTF-16 without its mark
 
-# how files of gzip, bzip2, xz, zstd and zip begin
-COMPRESSED = re.compile(rb"\x1f\x8b|BZh\d1AY&SY|\xfd7zXZ\0|\x28\xb5\x2f\xfd|PK\x03\x04")
-
+WORKBOOKS = (".xlsx", ".xls", ".ods")
 NOT_TEXT = "\udcff"  # half a character, so that whatever uses the text refuses it
 
 
@@ -51,12 +50,19 @@ def read_text_of_rows(path: Path) -> str:
     they are the same bytes again in the name of a file.
 
     Raises:
-        UserError: when the file cannot be read, or is compressed.
+        UserError: when the file cannot be read, or is compressed or something else than text.
     """
     content = read_bytes(path)
-    if COMPRESSED.match(content):
-        raise UserError(f"{path} is compressed; decompress it and name the decompressed file")
-    _, encoding, content = split_mark(content)
+    head = content[:SIGNATURE_BYTES]
+    if path.suffix.lower() in WORKBOOKS:
+        raise UserError(f"{path} is a workbook; save its sheet as CSV (UTF-8) and name that file")
+    if foreign := describe_signature(head):
+        raise UserError(f"{path} is {foreign}")
+    mark, encoding, content = split_mark(content)
+    if not mark and head.count(0) > MOST_NULS * len(head):
+        raise UserError(
+            f"{path}: is not UTF-8 text, but probably UTF-16 without a byte order mark; save it as UTF-8"
+        )
     return content.decode(encoding, "surrogateescape" if encoding == "utf-8" else "uniaudio_not_text")
 
 

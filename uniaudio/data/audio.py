@@ -20,8 +20,10 @@ from uniaudio.types import SAMPLE_RATE
 
 ANTI_PHASE = "anti-phase channels"
 CLIPPED = "clipped samples"
+SILENT = "silent clip"
 ADVICE = {
     ANTI_PHASE: "their mean is silent, so the loudest channel is used",
+    SILENT: "all its samples are zero, or smaller than 16 bits can hold (16-bit numbers in a file of 32 bits?)",
     CLIPPED: "more than 1 % of the samples exceed full scale and were clipped to it",
 }
 QUANTA = 32768.0  # of int16 in one
@@ -87,6 +89,7 @@ def decode(
                 and wave[1] == SAMPLE_RATE
                 and len(wave[0]) <= max_seconds * SAMPLE_RATE * 1.001
             ):
+                note_silence(wave[0], notices)
                 return wave[0]
     with open_streams(opened, name, suffix, is_thorough=span is None) as streams:
         if len(streams) == 1:
@@ -208,6 +211,7 @@ def decode_stream(
     if not len(samples):
         raise RowError("empty audio", name)
     if ready:
+        note_silence(samples, notices)
         return samples[:, 0]
     mono = mix_channels(samples, notices)
     check_range(mono, samples, file.subtype in ("FLOAT", "DOUBLE"), name, notices)
@@ -215,7 +219,15 @@ def decode_stream(
         mono = soxr.resample(mono, rate, SAMPLE_RATE, quality="HQ")
     if not len(mono):
         raise RowError("empty audio", name)
-    return quantize_samples(mono)
+    quantized = quantize_samples(mono)
+    note_silence(quantized, notices)
+    return quantized
+
+
+def note_silence(samples: NDArray[np.int16], notices: list[str] | None) -> None:
+    """Note a clip whose samples are all zero: it is used, for silence may be what its answer speaks of."""
+    if notices is not None and not samples.any():
+        notices.append(SILENT)
 
 
 def quantize_samples(wave: NDArray[np.float32]) -> NDArray[np.int16]:

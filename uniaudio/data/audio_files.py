@@ -10,6 +10,7 @@ from typing import Any
 
 import soundfile
 
+from uniaudio.config.file_signatures import SIGNATURE_BYTES, describe_signature
 from uniaudio.data.containers import flac, mpeg, ogg, riff
 from uniaudio.data.containers.libsndfile_log import HEADERLESS, check_notes
 from uniaudio.data.encoded_audio import (
@@ -179,7 +180,8 @@ def open_file(data: Reader, reader: Reader, name: str, suffix: str) -> ClipFile:
             subtype, rate = HEADERLESS[suffix.lower()]
             file = ClipFile(make_handle(data), "r", rate, 1, subtype, "LITTLE", "RAW")
         else:
-            raise make_broken_audio_error(name, problem) from problem
+            foreign = describe_signature(reader.read(0, SIGNATURE_BYTES), is_audio=True)
+            raise make_broken_audio_error(name, f"it is {foreign}" if foreign else problem) from problem
     if file.samplerate > HIGHEST_RATE or file.frames > MOST_FRAMES:
         facts = f"{name} (the header states {file.frames} frames at {file.samplerate} Hz)"
         file.close()
@@ -212,7 +214,7 @@ def open_for_header(source: EncodedAudio, name: str) -> soundfile.SoundFile:
         return open_file(choose_readers(reader, name, False)[0], reader, name, "")
 
 
-def make_broken_audio_error(name: str, problem: Exception) -> RowError:
+def make_broken_audio_error(name: str, problem: Exception | str) -> RowError:
     """Return what to say of audio that cannot be read; libsndfile's own words, without addresses of objects."""
     return RowError("broken audio", f"{name} ({getattr(problem, 'error_string', problem)})")
 

@@ -116,19 +116,24 @@ class DatasetCard:
         )
         return frozenset(used) if used - self.time_columns <= there else None
 
-    def find_labels(self, column: str, classes: Mapping[str, Classes]) -> tuple[Any, ...] | None:
+    def find_labels(
+        self, column: str, classes: Mapping[str, Classes], may_be_several: bool = True
+    ) -> tuple[Any, ...] | None:
         """Return the closed set of a column as templates see it; None where nothing states one.
 
         A column that the card makes of one column of classes has what it makes of their names.
 
         Args:
             classes: of the stored columns, see ``Source.classes``.
+            may_be_several: whether an answer may name several labels; else a column that puts lists of them together
+                has no closed set.
         """
         if column in self.labels:
             return self.labels[column]
         text = self.columns.get(column)
         if text is None:
-            return classes[column].values if column in classes else None
+            stated = classes.get(column)
+            return None if stated is None or (stated.in_lists and not may_be_several) else stated.values
         known = text.names & classes.keys()
         stored = next(iter(known), "")
         if isinstance(text, FirstOf):
@@ -139,6 +144,10 @@ class DatasetCard:
         for value in classes[stored].values:
             with suppress(RowError):  # so the rows of this class cannot be used either
                 made[text.render({stored: [value] if classes[stored].in_lists else value})] = None
+        if classes[stored].in_lists and not may_be_several:
+            with suppress(RowError):
+                if text.render({stored: list(classes[stored].values[:2])}) not in made:
+                    return None
         return tuple(made) or None
 
     def split(self, name: str) -> Split:

@@ -74,7 +74,10 @@ def read_chat_markup(tokenizer: PreTrainedTokenizerBase, start: str | None = Non
     if tokenizer.chat_template:
         return read_chat_template(tokenizer)
     if tokenizer.eos_token_id is None:
-        raise UserError("the decoder's tokenizer has neither a chat template nor an end-of-text token")
+        raise UserError(
+            "the decoder's tokenizer has neither a chat template nor an end-of-text token; name one as "
+            "eos_token in its tokenizer_config.json"
+        )
     return ChatMarkup(start or tokenizer.bos_token or "", "\n", tokenizer.eos_token_id)
 
 
@@ -238,6 +241,6 @@ def end_of_turn(tokenizer: PreTrainedTokenizerBase, ending: str) -> int:
     if tokenizer.eos_token_id is None:
         raise UserError(
             "the decoder's chat template does not end an answer with a special token, and the "
-            "tokenizer has no eos token"
+            "tokenizer has no eos token; name one as eos_token in its tokenizer_config.json"
         )
     return int(tokenizer.eos_token_id)

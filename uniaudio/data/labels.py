@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +21,7 @@ if TYPE_CHECKING:  # they import what is here
 
 # One label of a column as templates see it; numbers stay numbers, so that a template can compute with them.
 Label = str | int | float
+INVISIBLE = {"Cf", "Zs"}  # Unicode's categories of format characters and blanks
 OPEN = "none"  # as `labels` of a line: answers are open, whatever else states a set
 
 
@@ -215,7 +217,7 @@ def name_answers(
     for template in templates:
         column = template.answer_column
         if column is not None and column not in constants and may_name_classes(template, card):
-            values = card.find_labels(column, classes)
+            values = card.find_labels(column, classes, template.multilabel or template.target is None)
             if values is not None:
                 where = f"dataset {card.name}: classes of '{column}'"
                 template = template.with_labels(values, "classes", where)
@@ -232,5 +234,19 @@ def refuse_unknown_labels(template: Template, answers: Sequence[str]) -> None:
         RowError: "unknown label".
     """
     for label in (label for answer in answers for label in template.split_labels(answer)):
-        if label not in template.label_set:
-            raise RowError("unknown label", f"'{label}' is not one of the labels of {template.task}")
+        if label in template.label_set:
+            continue
+        detail = f"'{label}' is not one of the labels of {template.task}"
+        shown = write_out_invisible(label)
+        if shown != label:
+            detail = f"'{shown}' (with characters that are not visible) is not one of the labels of {template.task}"
+        raise RowError("unknown label", detail)
+
+
+def write_out_invisible(text: str) -> str:
+    """Return a text with codes in place of the characters that cannot be seen, such as marks of direction or a blank
+    that does not break.
+    """
+    return "".join(
+        c if c == " " or unicodedata.category(c) not in INVISIBLE else f"\\u{ord(c):04x}" for c in text
+    )

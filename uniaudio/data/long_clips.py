@@ -187,7 +187,7 @@ def measure_clips(row: Row, long_clips: LongClips, longest: float) -> list[float
     longest = long_clips.seconds if long_clips.seconds is not None else longest
     for ref, length in zip(row.audio, lengths, strict=True):
         if length < SHORTEST:
-            raise RowError("empty audio", f"{ref.name}: {length:g} s")
+            raise RowError("empty audio", f"{ref.name}: {length:g} s, less than {SHORTEST:g} s")
         if length > longest and long_clips.how == "skip":
             limit = "long_clips.seconds" if long_clips.seconds is not None else "data.max_seconds"
             raise RowError("clip too long", f"{ref.name}: {length:.1f} s, {limit} is {longest:g}")

@@ -18,6 +18,7 @@ from uniaudio.errors import RowError, UserError, convert_to_row_error
 
 REMEMBERED = 500_000  # ids that are kept, with their texts; some tens of megabytes
 MOST_CHARACTERS = 16  # of a token; a text with more of them for each token allowed is not even tokenized
+LONE = re.compile(r"[\ud800-\udfff]")  # half a character, as for bytes that are not UTF-8
 SHOWN = 60  # characters of a text in messages
 
 
@@ -185,6 +186,26 @@ class ChatFormat:
                 f"{self.max_positions} positions: {longest!r}",
             )
 
+    def check_texts(self, prompt: Sequence[str], answer: str) -> None:
+        """Refuse what ``check_question`` refuses for its texts alone; ids are only made of texts that may be too long.
+
+        A token stands for at least one byte.
+
+        Raises:
+            RowError: as ``check_question``.
+        """
+        limit = min(self.max_text_tokens, self.max_positions or self.max_text_tokens)
+        texts = (self.prefix, *prompt, self.suffix, answer)
+        if sum(len(text.encode("utf-8", "surrogatepass")) for text in texts) >= limit:
+            self.check_question(prompt, answer)
+            return
+        for piece in prompt:
+            if turns := self.find_turns(piece):
+                self.join_turns(piece, turns)
+            else:
+                self.check_prompt_text(piece, self.find_task_tokens(piece))
+        self.check_data_text(answer)
+
     def check_vocabulary(self, vocabulary: int) -> None:
         """Refuse a tokenizer that gives some text an id without an embedding.
 
@@ -275,9 +296,8 @@ def check_text(text: str, max_text_tokens: int = MAX_TEXT_TOKENS) -> None:
             "text too long",
             f"{len(text):,} characters, data.max_text_tokens is {max_text_tokens}: {text[:SHOWN]!r}",
         )
-    if not text.isascii():
-        with convert_to_row_error("broken text", repr(text[:SHOWN])):
-            text.encode()
+    if not text.isascii() and LONE.search(text):
+        raise RowError("broken text", f"{text[:SHOWN]!r} is not valid Unicode; save its file as UTF-8")
 
 
 def list_markup_texts(tokenizer: PreTrainedTokenizerBase, chat: str) -> list[str]:

@@ -275,14 +275,21 @@ class TextDecoder(nn.Module):
         self.set_attention(self.stock_attention)
         ids = torch.arange(4, device=self.lm.device)[None] % self.vocabulary
         stock = self.lm(input_ids=ids, use_cache=False).logits[0].float()
+        name = type(self.lm).__name__
+        if not stock.isfinite().all():
+            raise UserError(
+                f"decoder.path: {name} gives values that are not finite for a short text, so its weights are damaged "
+                "or its dtype is too narrow for them; get its files again, or set decoder.dtype to float32"
+            )
         hidden = self.lm.base_model(inputs_embeds=self.embed(ids), use_cache=False).last_hidden_state[0]
         logits = self.logits(hidden)
         if close(logits, stock):
             head = self.lm.get_output_embeddings()
             return torch.equal(logits, head(hidden.to(head.weight.dtype)))
-        name = type(self.lm).__name__
         if close(hidden, self.lm.base_model(input_ids=ids, use_cache=False).last_hidden_state[0]):
-            raise UserError(f"decoder: the logits of {name} are not a known function of its hidden states")
+            raise UserError(
+                f"decoder.path: the logits of {name} are not a known function of its hidden states; use another decoder"
+            )
         raise UserError(
             f"decoder.path: {name} gives other results from embeddings than from token ids; use another decoder"
         )

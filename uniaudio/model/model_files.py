@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,6 +14,7 @@ from huggingface_hub import HfApi, constants, hf_hub_download, snapshot_download
 from huggingface_hub.errors import OfflineModeIsEnabled
 from transformers import AutoConfig, PretrainedConfig
 
+from uniaudio.config.file_signatures import LFS_POINTER
 from uniaudio.errors import UserError, prefix_user_errors, read_first_line
 from uniaudio.hub_client import call_hub, convert_hub_errors
 
@@ -24,6 +26,7 @@ EXTRACTOR_FILE, PROCESSOR_FILE = "preprocessor_config.json", "processor_config.j
 CONFIGS = ("config.json", EXTRACTOR_FILE, PROCESSOR_FILE)  # of a model whose weights are drawn
 CODE = "*.py"
 ADAPTER = "adapter_config.json"
+MOST_OF_A_POINTER = 1024  # bytes of a file that may be a pointer of Git LFS
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 ConfigClass = TypeVar("ConfigClass", bound=PretrainedConfig)
 CONFIG_FOLDERS: dict[tuple[str, str, str | None], Path] = {}  # of repositories asked for in this process
@@ -232,6 +235,8 @@ def refuse_unusable_files(path: str, where: str, revision: str | None = None) ->
             f"{where}: {path} contains an adapter ({ADAPTER}); merge it into its base model, save "
             "the result, and name its folder"
         )
+    if Path(path).is_dir():
+        refuse_pointers([Path(path) / name for name in files], where)
     if any(name.endswith(".safetensors") for name in files):
         return
     if matches := [name for name in files if name.lower().endswith(".gguf")]:
@@ -250,3 +255,21 @@ def refuse_unusable_files(path: str, where: str, revision: str | None = None) ->
             f"{where}: {path} holds its weights as {matches[0]}, a pickle, which can run code when it is read; "
             f"{on_hub}convert it to safetensors first (see SECURITY.md)"
         )
+
+
+def refuse_pointers(files: Sequence[Path], where: str) -> None:
+    """Refuse a folder that was cloned without Git LFS: it holds pointers in place of weights or vocabularies.
+
+    Raises:
+        UserError: naming the first of them.
+    """
+    for file in files:
+        with suppress(OSError):
+            if file.stat().st_size > MOST_OF_A_POINTER:
+                continue
+            with file.open("rb") as stream:
+                if stream.read(len(LFS_POINTER)) != LFS_POINTER:
+                    continue
+            raise UserError(
+                f"{where}: {file} is a pointer of Git LFS; fetch the files themselves with `git lfs pull`"
+            )

@@ -46,6 +46,12 @@ def parse_audio(
         )
     if isinstance(value, bytes | memoryview):
         return AudioRef(value, name, length)
+    if isinstance(value, list | tuple):
+        holds = f"a list of {type(value[0]).__name__}" if value else "an empty list"
+        raise RowError(
+            "broken metadata",
+            f"{name}: {holds}; give one clip as a path, its bytes, or {{array, sampling_rate}}",
+        )
     path = value.get("path") if isinstance(value, Mapping) else value
     if not isinstance(path, str) or not path:
         raise RowError("missing column", f"{name}: no audio path or bytes")

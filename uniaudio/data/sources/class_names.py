@@ -57,6 +57,9 @@ def read_class_names(feature: Any) -> list[str] | None:
     if not isinstance(feature, Mapping) or feature.get("_type") != "ClassLabel":
         return None
     names = feature.get("names")
+    if isinstance(names, Mapping):  # by number, as in a README.md
+        with suppress(ValueError):
+            names = [names[number] for number in sorted(names, key=int)]
     return [str(name) for name in names] if isinstance(names, list) else None
 
 
@@ -83,6 +86,8 @@ def make_naming(feature: Any) -> Naming | None:
 
 def make_class_naming(names: list[str]) -> Naming:
     def name_class(value: Any) -> Any:
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)  # pandas makes floats of a column with gaps
         if not isinstance(value, int) or isinstance(value, bool):
             return value
         # -1 is what `datasets` stores for rows whose class is not known

@@ -23,8 +23,9 @@ SUFFIXES = (
     | ALSO
     | set(HEADERLESS)
 )
-# a clip too: that it cannot be decoded is reported, where skipping the file would hide it
-CLIP_SUFFIXES = SUFFIXES | {".m4a"}
+# clips too: that they cannot be decoded is reported, where skipping the files would hide it
+UNREADABLE = {".aac", ".amr", ".m4a", ".m4b", ".mka", ".weba", ".wma"}
+CLIP_SUFFIXES = SUFFIXES | UNREADABLE
 HIDDEN = (".", "__MACOSX")  # how names begin that systems and tools add
 
 

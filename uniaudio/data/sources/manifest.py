@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Iterator, Mapping
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,8 @@ from uniaudio.errors import RowError, UserError, convert_to_row_error, convert_t
 csv.field_size_limit(1 << 30)  # characters: a long text is a row to skip, not the end of the file
 
 EMPTY_CELLS = {"", "nan", "NaN", "<NA>"}  # of a table: no value, as pandas writes it
+NO_NUMBERS = ("NaN", "Infinity")  # what Python writes into JSON for floats that JSON does not have
+NAMED_DELIMITER = "sep="  # how the first line of a table begins that names the delimiter for Excel
 # by suffix; tabs cannot stand in a field of a .tsv, so quotes are text there, as speech corpora write them
 FORMATS: dict[str, dict[str, Any]] = {
     ".csv": {"delimiter": ",", "strict": True},
@@ -48,19 +52,37 @@ def read_jsonl(path: Path) -> list[dict[str, Any] | RowError]:
     """Read one object per non-empty line; a line that holds none comes as its error.
 
     Raises:
-        UserError: when the file cannot be read.
+        UserError: when the file cannot be read, or holds one list of objects.
     """
     rows: list[dict[str, Any] | RowError] = []
+    begins_list, line = False, ""
     for number, line in read_lines(path):
         try:
             with convert_to_row_error("broken metadata", f"line {number}: not JSON", f"line {number}"):
-                row = orjson.loads(line)
+                row = parse_json_line(line)
                 if not isinstance(row, dict):
                     raise RowError("broken metadata", f"line {number}: must be one object")
             rows.append(row)
         except RowError as problem:
             rows.append(problem)
+            begins_list = begins_list or (len(rows) == 1 and line.startswith("["))
+    if begins_list and line.endswith("]"):
+        raise UserError(f"{path}: holds a JSON list; write one object per line, without commas between them")
     return rows
+
+
+def parse_json_line(line: str) -> Any:
+    """Return the value of a line of JSON; numbers that are none, as Python and pandas write them, become floats.
+
+    Raises:
+        ValueError: when the line is not JSON.
+    """
+    try:
+        return orjson.loads(line)
+    except orjson.JSONDecodeError:
+        if any(word in line for word in NO_NUMBERS):
+            return json.loads(line)
+        raise
 
 
 def read_table(path: Path) -> list[dict[str, Any] | RowError]:
@@ -70,15 +92,23 @@ def read_table(path: Path) -> list[dict[str, Any] | RowError]:
     such a quote swallows lines that follow, they are read as lines of their own.
 
     Raises:
-        UserError: naming the file, when it or its header cannot be read.
+        UserError: naming the file, when it or its header cannot be read, or two columns have one name.
     """
     lines = list(io.StringIO(read_text_of_rows(path), newline=""))  # the ends of lines inside of quotes stay
-    form = choose_table_format(path, lines[0] if lines else "")
+    named, begin = read_named_delimiter(lines)
+    form = named or choose_table_format(path, lines[0] if lines else "")
     with convert_to_user_error(f"{path}: cannot be read"):
-        reader = csv.reader(lines, **form)
+        reader = csv.reader(lines[begin:], **form)
         header = next(reader, [])
+        if any(
+            name[:1] == " " for name in header
+        ):  # "a, b": blanks, and quotes behind them, belong to the commas
+            form = {**form, "skipinitialspace": True}
+            reader = csv.reader(lines[begin:], **form)
+            header = [name.strip() for name in next(reader)]
+    refuse_equal_names(header, path)
     rows: list[dict[str, Any] | RowError] = []
-    begin = reader.line_num
+    begin += reader.line_num
     while begin < len(lines):
         left = map(lines.__getitem__, range(begin, len(lines)))
         reader, start, problem = csv.reader(left, **form), begin, ""
@@ -97,6 +127,30 @@ def read_table(path: Path) -> list[dict[str, Any] | RowError]:
         if problem:
             rows.append(make_keyed_error("broken metadata", f"line {begin}: {problem}", f"line {begin}"))
     return rows
+
+
+def read_named_delimiter(lines: Sequence[str]) -> tuple[dict[str, Any], int]:
+    """Return how a table is cut whose first line names its delimiter for Excel (``sep=;``), and the line of its header.
+
+    Other tables have no such line: nothing is returned of them, and the first line is the header.
+    """
+    first = lines[0].strip("\r\n") if lines else ""
+    if not first.startswith(NAMED_DELIMITER) or len(first) != len(NAMED_DELIMITER) + 1:
+        return {}, 0
+    return {**FORMATS[".csv"], "delimiter": first[-1]}, 1
+
+
+def refuse_equal_names(header: Sequence[str], path: Path) -> None:
+    """Refuse a table in which two columns have one name: only one of them could be used, and which, nobody would know.
+
+    Raises:
+        UserError: naming the column.
+    """
+    twice = [name for name, count in Counter(header).items() if count > 1 and name]
+    if twice:
+        raise UserError(
+            f"{path}: {header.count(twice[0])} columns are named '{twice[0]}'; rename or remove them"
+        )
 
 
 def make_keyed_error(reason: str, detail: str, key: str) -> RowError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any, BinaryIO
 import pyarrow
 import pyarrow.parquet as pq
 
+from uniaudio.config.file_signatures import SIGNATURE_BYTES, describe_signature
 from uniaudio.data.card import DatasetCard
 from uniaudio.data.column_names import IDS, simplify_name
 from uniaudio.data.field_values import Classes
@@ -314,12 +316,20 @@ def is_time(field: pyarrow.Field) -> bool:
     )
 
 
+def describe_damage(place: str, problem: Exception) -> str:
+    """Return why a local file cannot be read: what it is instead, where its first bytes say it."""
+    foreign = ""
+    with suppress(OSError), Path(place).open("rb") as stream:
+        foreign = describe_signature(stream.read(SIGNATURE_BYTES))
+    return f"it is {foreign}" if foreign else read_first_line(problem)
+
+
 def list_local_shards(place: str, name: str) -> list[Shard]:
     """Return the row groups of a local file; a damaged file is one shard that says so."""
     try:
         metadata = pq.read_metadata(place)
     except (OSError, pyarrow.ArrowException) as problem:
-        return [Shard(place, name, damage=read_first_line(problem))]
+        return [Shard(place, name, damage=describe_damage(place, problem))]
     shards, start = [], 0
     for group in range(metadata.num_row_groups):
         rows = metadata.row_group(group).num_rows

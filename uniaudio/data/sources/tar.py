@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+from uniaudio.config.file_signatures import SIGNATURE_BYTES, describe_signature
 from uniaudio.data.encoded_audio import EncodedAudio, FilePart
 from uniaudio.data.sources.base import BrokenShardError
 from uniaudio.data.sources.compressed import open_decompressed
@@ -81,7 +82,10 @@ class TarReader:
 
     def read_header(self) -> tarfile.TarInfo | None:
         """Read the next header; None is the end, which an archive must state: one that stops without it is cut."""
-        at, data = self.at, self.take(RECORD)
+        at = self.at
+        if at == 0 and self.local is not None:
+            self.refuse_foreign_file()
+        data = self.take(RECORD)
         if not data.strip(b"\0"):
             self.check_end(at)
             return None
@@ -92,6 +96,16 @@ class TarReader:
         if info.size < 0:
             raise BrokenShardError(f"{self.place}: damaged at byte {at} (a size of {info.size})")
         return info
+
+    def refuse_foreign_file(self) -> None:
+        """Refuse a local file that is empty, or by its first bytes something else than a tar.
+
+        Raises:
+            BrokenShardError: saying what it is.
+        """
+        foreign = describe_signature(os.pread(self.stream.fileno(), SIGNATURE_BYTES, 0))
+        if not self.size or foreign:
+            raise BrokenShardError(f"{self.place}: is {foreign or 'empty'}")
 
     def check_end(self, at: int) -> None:
         """Refuse an end that is none: members behind it would be lost in silence.
