@@ -79,7 +79,8 @@ OPERATORS: dict[str, str] = {
 READS_LAYERS = ("layers", "hconv", "chconv")  # operators over all hidden states, which are not kept on disk
 PUBLISHED_START_ONLY = ("hconv", "chconv")
 TRAINED_TOO = ("concat", "sum")  # operators that are also run with everything trained
-WCCN_START = ("fusion.start=wccn", "fusion.start_examples=900", "fusion.lr=1e-4")
+FITTED_STARTS = ("wccn", "whitening")
+FITTED_LENGTH = ("fusion.start_examples=900", "fusion.lr=1e-4")
 WHISPER_FRAMES = json.dumps(read_layers(find_file("config", "real_fusion"), "config")["encoders"]["whisper"])
 
 
@@ -112,7 +113,8 @@ def fusion_runs() -> dict[str, Run]:
                 fused += [f"encoders.second={second_encoder(folder)}"]
             add(f"{name}_{operator}", *fused)
             if operator not in PUBLISHED_START_ONLY:
-                add(f"{name}_{operator}_wccn", *fused, *WCCN_START)
+                for start in FITTED_STARTS:
+                    add(f"{name}_{operator}_{start}", *fused, f"fusion.start={start}", *FITTED_LENGTH)
             if operator in TRAINED_TOO:
                 trained = second_encoder(folder, "full", cache=False)
                 whisper = ["encoders.whisper.train=full", "encoders.whisper.cache=false"]

@@ -8,8 +8,8 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from uniaudio.config.records import Strict
 
-PCA, WCCN = "pca", "wccn"
-FITTED = (PCA, WCCN)  # starts in closed form
+PCA, WHITENING, WCCN = "pca", "whitening", "wccn"
+FITTED = (PCA, WHITENING, WCCN)  # starts in closed form
 Weight = Annotated[float, Field(ge=0)]
 
 
@@ -43,10 +43,11 @@ class Fusion(Strict):
     """
     lr: PositiveFloat = 5e-5
     """Peak learning rate of the fusion's parameters. Read by: train."""
-    start: Literal["random", "pca", "wccn"] = "random"
+    start: Literal["random", "pca", "whitening", "wccn"] = "random"
     """Initial weights: `random`, as published, or `pca`: every encoder is standardized, and the fusion begins with the
-    principal components of all of them, so that none dominates; `wccn` also scales down the directions in which
-    clips with the same answer differ. The scales are trained parameters.
+    principal components of all of them, so that none dominates; `whitening` also scales down the directions in which
+    the clips of an encoder differ most, `wccn` those in which clips with the same answer differ. The scales are
+    trained parameters.
     """
     start_examples: PositiveInt = 300
     """Number of rows of the first stage's recipe to which `start` is fitted; each is encoded once. Read by: train."""
@@ -64,9 +65,9 @@ class Operator(Fusion):
 class LinearOperator(Operator):
     """Keys of the operators that can begin with the first encoder alone."""
 
-    start: Literal["base", "random", "pca", "wccn"] = "base"  # type: ignore[assignment]
+    start: Literal["base", "random", "pca", "whitening", "wccn"] = "base"  # type: ignore[assignment]
     """Initial weights: `base` begins with the frames of the first encoder, `random` with PyTorch's default
-    initialization, `pca` and `wccn` as for the other operators.
+    initialization, the others as for the other operators.
     """
 
 

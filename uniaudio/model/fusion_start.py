@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from uniaudio.config.fusion import WCCN
+from uniaudio.config.fusion import PCA, WCCN, WHITENING
 from uniaudio.errors import UserError
 from uniaudio.model.audio_lm import AudioLM
 from uniaudio.model.fusion.encoder import CompositeEncoder, fit_scale
@@ -22,24 +22,28 @@ Answer = tuple[int, ...]  # number of the task, then token ids
 # added to the variance of every direction, as a share of the mean: with 0.03 nearest neighbours were as good, but
 # linear probes of real encoders lost up to 25 points to directions in which the few clips happened not to differ
 FLOOR = 1.0
+ATTENUATION = 0.5  # of whitening: 0 leaves components as they are, 1 makes all equally large
+SMALLEST_COMPONENT = (
+    0.1  # added to the variances, as a share of their mean: few clips say little of most components
+)
 FRAMES = 50  # of a row at most, evenly spaced: neighbours say the same
 
 
 @torch.no_grad()
-def start_fusion(model: AudioLM, batches: Iterable[Batch], examples: int, by_answers: bool = False) -> None:
+def start_fusion(model: AudioLM, batches: Iterable[Batch], examples: int, start: str = PCA) -> None:
     """Standardise the streams that a fusion reads, and let it begin with their principal components.
 
     Features get mean 0 and variance 1 over the frames of some rows, of which every one counts the same. The fused
     frames begin as the projection of the concatenated streams to their first principal components: distances are then
-    those of the concatenation, as far as the fused width allows. With ``by_answers`` what differs among clips with the
-    same answer is made small first (within-class covariance normalisation, WCCN, Hatch et al. 2006), and the components
-    are those of the mean frames of clips.
+    those of the concatenation, as far as the fused width allows. By ``WHITENING``, the large components of every stream
+    are made small first, and by ``WCCN`` what differs among clips with the same answer (within-class covariance
+    normalisation, Hatch et al. 2006); the components are then those of the mean frames of clips.
 
     Args:
-        batches: of one row each. examples: rows that are read.
+        batches: of one row each. examples: rows that are read. start: one of ``FITTED``.
 
     Raises:
-        UserError: by answers, where no two rows have the same.
+        UserError: by ``WCCN``, where no two rows have the same answer.
     """
     encoder = model.encoder
     assert isinstance(encoder, CompositeEncoder)
@@ -57,7 +61,7 @@ def start_fusion(model: AudioLM, batches: Iterable[Batch], examples: int, by_ans
             for layer, state in zip(kept, states, strict=True):
                 layer.append(state.values[chosen.to(state.device)].float())
         shares.append(torch.full((len(chosen),), 1 / len(chosen)))
-        if by_answers:
+        if start == WCCN:
             answers.append(list_answers(batch))
     model.train(was_training)
     weights = (torch.cat(shares) / len(shares)).to(read[0][0][0].device)
@@ -70,13 +74,32 @@ def start_fusion(model: AudioLM, batches: Iterable[Batch], examples: int, by_ans
         scaled = [scale(torch.cat(layer)) for scale, layer in zip(states, kept, strict=True)]
         standardised.append(torch.stack(scaled).mean(0))
     whitening = None
-    if by_answers:
+    if start != PCA:
         # components of clips: once whitened, most of what varies within a clip says nothing of it
         lengths = torch.tensor([len(share) for share in shares])
         standardised = [Ragged(frames, lengths).mean() for frames in standardised]
         weights = weights.new_full((len(shares),), 1 / len(shares))
+    if start == WHITENING:
+        whitening = torch.block_diag(*map(attenuate_components, standardised))
+    elif start == WCCN:
         whitening = whiten_answers(torch.cat(standardised, 1), answers)
     encoder.start_from_streams(standardised, weights, whitening)
+
+
+def attenuate_components(clips: Float[Tensor, "C E"]) -> Float[Tensor, "E E"]:
+    """Return the symmetric map that brings the components of clips closer to one size, and their mean square to 1.
+
+    A component of variance ``v`` is multiplied by ``v ** (-t / 2)`` with ``t = ATTENUATION``: attenuated whitening
+    (Mukundan et al. 2019, "Understanding and improving kernel local descriptors").
+
+    Args:
+        clips: mean frames, around 0.
+    """
+    variances, vectors = torch.linalg.eigh(clips.T.double() @ clips.double() / len(clips))
+    variances = variances.clamp(min=0)
+    factors = (variances + SMALLEST_COMPONENT * variances.mean()) ** (-ATTENUATION / 2)
+    size = (variances * factors.square()).mean().sqrt()
+    return ((vectors * (factors / size)) @ vectors.T).to(clips.dtype)
 
 
 def list_answers(batch: Batch) -> list[Answer]:

@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from uniaudio.config.adapters import RIDGE, GroupingSettings
-from uniaudio.config.fusion import FITTED, WCCN
+from uniaudio.config.fusion import FITTED
 from uniaudio.config.run import RunConfig
 from uniaudio.config.stages import Stage
 from uniaudio.console import announce
@@ -110,8 +110,8 @@ def fit_fusion_start(
                 "out"
             )
     announce(f"fitting the initial fusion to {settings.start_examples} rows of {recipe} ...")
-    examples, by_answers = data.iterate_examples(0, model, recipe), settings.start == WCCN
-    start_fusion(cast_to_audio_lm(model), examples, settings.start_examples, by_answers)
+    examples = data.iterate_examples(0, model, recipe)
+    start_fusion(cast_to_audio_lm(model), examples, settings.start_examples, settings.start)
 
 
 def fit_starts(

@@ -16,7 +16,7 @@ from uniaudio.model.encoders.whisper import WhisperAudioEncoder
 from uniaudio.model.fusion.base import entropy
 from uniaudio.model.fusion.encoder import scale_streams
 from uniaudio.model.fusion.mowe import smooth_weights
-from uniaudio.model.fusion_start import start_fusion
+from uniaudio.model.fusion_start import attenuate_components, start_fusion
 from uniaudio.ragged import Ragged
 from uniaudio.train.auxiliary_losses import AuxiliaryLosses
 from uniaudio.types import Encoded
@@ -305,20 +305,28 @@ def test_diversity_keeps_the_router_from_collapsing():
     assert (with_diversity > 0).sum() >= 2
 
 
-@pytest.mark.parametrize("kind", ["concat", "layers", "wq", "mowe"])
-def test_a_start_scales_what_is_fused_and_reads_so_many_rows(kind):
-    class Holding(nn.Module):
-        def __init__(self, encoder):
-            super().__init__()
-            self.encoder = encoder
+class Holding(nn.Module):
+    """A model that has nothing but an encoder."""
 
+    def __init__(self, encoder):
+        super().__init__()
+        self.encoder = encoder
+
+
+def make_fitted(kind, start):
+    """A fusion with a closed-form start, and clips to fit it to, also as rows."""
     torch.manual_seed(0)
     parts = {"w": WhisperAudioEncoder(tiny_whisper()), "slow": Slow()}
-    model = Holding(fuse(config(kind=kind, rate=12.5, start="pca"), parts))
     read = [audio(9000 + 1500 * i, seed=i) for i in range(6)]
     rows = iter(
         SimpleNamespace(to=lambda device, clips=clips: SimpleNamespace(audio=clips)) for clips in read
     )
+    return Holding(fuse(config(kind=kind, rate=12.5, start=start), parts)), read, rows
+
+
+@pytest.mark.parametrize("kind", ["concat", "layers", "wq", "mowe"])
+def test_a_start_scales_what_is_fused_and_reads_so_many_rows(kind):
+    model, read, rows = make_fitted(kind, "pca")
     assert model.encoder.scales is not None
     start_fusion(model, rows, 5)
     assert len(list(rows)) == 1
@@ -332,3 +340,18 @@ def test_a_start_scales_what_is_fused_and_reads_so_many_rows(kind):
         shares = torch.repeat_interleave(1 / states[-1].lengths / 5, states[-1].lengths)
         torch.testing.assert_close(shares @ frames, torch.zeros(frames.shape[1]), atol=1e-3, rtol=0)
         assert 0.7 < (shares @ frames.square()).median() < 1.01
+
+
+@torch.no_grad()
+def test_a_whitened_fusion_keeps_the_distances_of_whitened_clips():
+    model, read, rows = make_fitted("concat", "whitening")
+    start_fusion(model, rows, 5, "whitening")
+    clips = Ragged.from_rows([row.values for row in read[:5]])
+    streams = scale_streams(model.encoder.scales, model.encoder.encode_streams(clips))
+    white = [means @ attenuate_components(means) for means in (states[-1].mean() for states in streams)]
+    for means, stream in zip(white, streams, strict=True):  # no stream is larger than its width says
+        assert means.square().mean() == pytest.approx(1, abs=1e-3), len(stream)
+    wanted = torch.pdist(torch.cat(white, 1))
+    # five clips have four components, fewer than the fused frames are wide
+    fused = torch.pdist(model.encoder.eval()(clips).frames.mean())
+    torch.testing.assert_close(fused / fused.norm(), wanted / wanted.norm(), atol=1e-4, rtol=0)

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from uniaudio.errors import UserError
 from uniaudio.model.fusion.encoder import FeatureScale, find_components, fit_scale
 from uniaudio.model.fusion.wq import WqFusion
-from uniaudio.model.fusion_start import whiten_answers
+from uniaudio.model.fusion_start import ATTENUATION, attenuate_components, whiten_answers
 
 LENGTHS = [3, 1, 9]
 
@@ -103,6 +103,18 @@ def test_a_scale_is_not_fitted_to_what_does_not_vary(frames):
         UserError, match=f"^start: the {len(frames)} frames .* do not differ, or are not finite"
     ):
         fit_scale(frames, torch.full((len(frames),), 1 / len(frames)))
+
+
+def test_whitening_brings_components_closer_without_turning_them():
+    torch.manual_seed(0)
+    turn = torch.linalg.qr(torch.randn(4, 4).double()).Q
+    clips = torch.linalg.qr(torch.randn(900, 4).double()).Q * 30  # of covariance 1
+    variances = torch.tensor([100.0, 4.0, 1.0, 0.0]).double()
+    clips = clips * variances.sqrt() @ turn.T
+    white = clips @ attenuate_components(clips)
+    covariance = turn.T @ (white.T @ white / len(white)) @ turn
+    expected = variances * (variances + 0.1 * variances.mean()) ** -ATTENUATION
+    torch.testing.assert_close(covariance, torch.diag(expected / expected.mean()), atol=1e-9, rtol=0)
 
 
 def test_whitening_by_answers_makes_small_what_differs_among_equal_answers():
