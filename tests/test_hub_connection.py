@@ -11,11 +11,27 @@ from huggingface_hub import constants
 from local_hub.clients import go_offline
 
 from uniaudio import hub_connection
-from uniaudio.hub_client import HubUnreachableError
+from uniaudio.hub_client import HubUnreachableError, can_pass
 from uniaudio.model import model_files
 from uniaudio.model.model_files import fetch_model_config
 
 NAME = "me/tones"
+
+
+@pytest.mark.parametrize("status", [408, 425, 429, 500, 502, 503, 504, 507, 520, 524, 529])
+def test_a_server_that_fails_may_answer_a_little_later(status):
+    assert can_pass(make_refusal(status))
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 410, 416, 451, 501, 505])
+def test_a_refusal_stays_one(status):
+    assert not can_pass(make_refusal(status))
+
+
+def make_refusal(status):
+    problem = OSError(f"{status}")
+    problem.response = SimpleNamespace(status_code=status, headers={})
+    return problem
 
 
 @pytest.fixture

@@ -33,7 +33,8 @@ class HubUnreachableError(UserError):
     """No answer came from the Hub at all, so nothing is known of what was asked for."""
 
 
-PASSING = {408, 425, 429, 500, 502, 503, 504}  # HTTP answers that another try may change
+# HTTP answers that another try may change: of failing servers all but "not implemented" and "version not supported"
+PASSING = {408, 425, 429, *range(500, 600)} - {501, 505}
 PAUSES = (1.0, 2.0, 4.0, 8.0)  # seconds between the tries of one call
 TRIES_WITHOUT_ANSWER = 3  # of these, where no connection comes about
 LONGEST_PAUSE = 60.0  # seconds; a server that asks for more gets this much

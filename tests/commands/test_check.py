@@ -74,8 +74,21 @@ def check(folder):
 def test_guarded_sets_are_looked_at(setup):
     write_rows(setup, 20 * [{"audio": "1.wav", "category": "mid"}])
     change(setup, "run.yaml", guard={"sets": {"old": "nowhere"}, "every": 5})
-    with pytest.raises(UserError, match=r"guard\.sets old=nowhere: there is no nowhere/manifest\.jsonl"):
+    with pytest.raises(UserError, match=r"^guard\.sets old=nowhere: there is no such folder$"):
         check(setup)
+
+
+def test_the_adapter_has_the_size_that_it_has_before_this_decoder(setup):
+    """``stack`` of 4 frames, 48 wide: a norm, and maps to the decoder's width and from there to itself."""
+    width = Qwen3Config().hidden_size
+    size = 2 * 192 + 192 * width + width + width * width + width
+    text = check(setup)
+    assert f"adapter stack: {size:,} parameters\n" in text
+    assert "the adapter has more parameters than all encoders" in text
+    change(setup, "run.yaml", adapter={"kind": "stack", "hidden": 4})
+    text = check(setup)
+    assert f"adapter stack: {2 * 192 + 192 * 4 + 4 + 4 * width + width:,} parameters\n" in text
+    assert "the adapter has more parameters" not in text
 
 
 def test_the_first_row_may_lack_a_column(setup):

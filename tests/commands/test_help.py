@@ -56,6 +56,14 @@ def test_the_example_of_a_command_parses(name, tmp_path, monkeypatch):
     assert (label, parse_line(line)) == ("Example", name)
 
 
+def test_what_is_written_is_named_by_the_same_option_everywhere():
+    named = {
+        name: [p.opts for p in command.params if "--out" in p.opts] for name, command in COMMANDS.items()
+    }
+    assert {"probe", "eval", "data pack", "soup"} <= {name for name, options in named.items() if options}
+    assert {name: options for name, options in named.items() if options not in ([], [["-o", "--out"]])} == {}
+
+
 def test_every_command_is_in_a_panel():
     panels = {name: command.rich_help_panel for name, command in ROOT_COMMAND.commands.items()}
     assert set(panels.values()) == {"Train", "Evaluate", "Data", "Use"}
@@ -83,6 +91,26 @@ def test_help_imports_no_heavy_package():
     code = "import sys, uniaudio.cli; print([m for m in ('torch', 'numpy', 'pydantic', 'yaml') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_mistake_in_a_config_is_answered_before_the_slow_imports():
+    """One process for all commands: nothing that one of them imports may hide what the next one does."""
+    code = """
+import sys
+from uniaudio.cli import main
+for command in (["train"], ["check"], ["plan"], ["tune-batch"], ["launch", "ddp"]):
+    for mistake in (["configs/nowhere.yaml"], ["whisper_small_qwen3", "train.log_evry=1"]):
+        try:
+            main([*command, *mistake])
+        except SystemExit as end:
+            print(end.code, [name for name in ("torch", "transformers") if name in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == 10 * ["2 []"]
+    first, second = done.stderr.splitlines()[:2]
+    assert first == "uniaudio: there is no config file configs/nowhere.yaml"
+    assert second.endswith("train.log_evry: unknown key (did you mean 'log_every'?)")
+    assert done.stderr.splitlines() == 5 * [first, second]
 
 
 def test_an_option_that_does_not_exist_is_no_example():

@@ -115,11 +115,23 @@ def test_a_folder_of_class_folders(tmp_path, place):
         assert {question.answer for question in side.values()} == {"rook", "wren", "tree frog"}
     assert "`label` (by its name): a label with 3 values" in text
     assert "by a hash of the name of the clip" in text
+    assert "data: a folder of clips, clips of 0.1 s\n" in text
     assert f"next: uniaudio train {out}/configs/birds.yaml" in text
     for file in ("templates/birds", "data_recipes/datasets/birds", "data_recipes/birds", "configs/birds"):
         content = (out / f"{file}.yaml").read_text()
         assert content.startswith("# "), file
         assert max(map(len, content.splitlines())) <= 130, file
+
+
+def test_paths_are_written_without_steps_up(tmp_path, place):
+    write_classes(place, ["rook", "wren"], 10)
+    (tmp_path / "project").mkdir()
+    save_miniature_whisper(tmp_path / "encoder")
+    above = tmp_path / "project" / ".."
+    out = new(tmp_path, above / place.name, encoder=str(above / "encoder"))[2]
+    assert load_yaml(out / "data_recipes" / "datasets" / "birds.yaml")["load"] == {"audiofolder": str(place)}
+    (encoder,) = load_yaml(out / "configs" / "birds.yaml")["encoders"].values()
+    assert encoder["path"] == str(tmp_path / "encoder")
 
 
 def test_the_same_rows_are_tested_whenever_it_is_made(tmp_path, place):

@@ -30,7 +30,7 @@ def test_overrides_go_through_the_same_checks(tone_run):
         ("trian.max_steps=3", "unknown key (did you mean 'train'?)"),
         ("train.max_steps=many", "train.max_steps: input should be a valid integer"),
         ("train.max_steps=0", "train.max_steps: input should be greater than 0"),
-        ("stages.4.steps=3", "4 is not one of the positions 0 to 0"),
+        ("stages.4.steps=3", "there is no item 4, the list has only position 0"),
         ("stages.0.warmup=300", "warmup 300 is longer than the stage's 8 steps"),
         ("seed", "write key.sub=value"),
         ("encoders.second={path: x}", "2 encoders need `fusion: {kind: ...}`"),
@@ -40,7 +40,10 @@ def test_overrides_go_through_the_same_checks(tone_run):
         ("stages.0.steps.x=1", "stages.0.steps is a value and has no keys"),
         ("stages.0.budget.x.y=1", "stages.0.budget.x: unknown key"),
         ("folder=/tmp", "unknown key"),
-        ("stages.one.steps=3", "one is not one of the positions 0 to 0; items of a list are numbered"),
+        (
+            "stages.one.steps=3",
+            "there is no item one, the list has only position 0; items of a list are numbered",
+        ),
         (
             "encoders.decoder={path: x}",
             "encoders: 'decoder' is the name of another part of the model; use another name",
@@ -81,8 +84,15 @@ def test_the_resolved_config_reads_back(tone_run, tmp_path):
 
 
 def test_unknown_names_get_the_nearest_one():
-    with pytest.raises(UserError, match=r"there is no template 'asrr' \(did you mean 'asr'\?\)"):
+    with pytest.raises(UserError, match=r"^there is no template 'asrr' \(did you mean 'asr'\?\)$"):
         find_file("template", "asrr")
+    with pytest.raises(
+        UserError, match=r"^there is no template 'zzzz'; known: accent, acoustic_scene, age, "
+    ):
+        find_file("template", "zzzz")
+    with pytest.raises(UserError, match=r"^there is no dataset 'zzzz'; known: .* and \d+ more$") as many:
+        find_file("dataset", "zzzz")
+    assert str(many.value).count(", ") == 39
     with pytest.raises(UserError, match=r"there is no config file nowhere/x\.yaml"):
         find_file("config", "nowhere/x.yaml")
 

@@ -208,7 +208,7 @@ def test_an_id_that_is_no_text_is_written_with_escapes(tmp_path):
     assert any("clips/test/caf\\udce9.wav" in cell["text"] for cell in page.all("td"))
 
 
-def test_a_run_with_nothing_beside_it(tmp_path):
+def test_a_run_with_nothing_beside_it(tmp_path, capsys):
     run = write_run(tmp_path / "alone", ["only"], steps=40)
     page, _ = document([run], None)
     assert (run / "report.html").is_file()
@@ -218,6 +218,22 @@ def test_a_run_with_nothing_beside_it(tmp_path):
     assert "Probes of the frozen encoder" not in [h["text"] for h in page.all("h2")]
     notes = [li["text"] for li in page.all("li")]
     assert any(note.startswith("data of alone: ") for note in notes)  # its recipe is nowhere
+    missing = [
+        f"alone has no answers; to add them: uniaudio eval {run} --out {run}/answers.json",
+        f"alone has no probe scores; to add them: uniaudio probe {run} --data NAME=FOLDER --out {run}/probes.json",
+    ]
+    assert [note for note in notes if " has no " in note] == missing
+    assert capsys.readouterr().err.splitlines() == missing
+
+
+def test_results_that_are_stored_or_named_are_not_missed(tmp_path, capsys):
+    first, second = (write_run(tmp_path / name, ["only"], steps=40) for name in ("first", "second"))
+    probes = write_json(tmp_path / "p.json", folder_results(["s1"], [str(first)]))
+    write_json(second / "answers.json", answers_of({"tones:tone": ["low", "high"]}, count=2))
+    page, _ = document([first, second], None, probes=[probes])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("first has no answers; ")
+    assert line in [li["text"] for li in page.all("li")]
 
 
 def test_a_run_that_broke_off_before_its_first_row(tmp_path):

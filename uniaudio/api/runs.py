@@ -311,7 +311,7 @@ def check(
     trust_remote_code: bool = False,
     allow_code: bool = False,
 ) -> None:
-    """Find mistakes in a run config and its data without a model, and print what ``uniaudio check`` prints.
+    """Find mistakes in a run config and its data without loading a model, and print what ``uniaudio check`` prints.
 
     Args:
         config, overrides, trust_remote_code, allow_code: as for ``train``; without, what needs code is not looked at.

@@ -64,14 +64,18 @@ def sketch_stages(config: RunConfig) -> list[dict[str, int]]:
     return trained
 
 
-def sketch_parts(config: RunConfig, holder: EncoderHolder) -> nn.Module:
-    """Return an encoder and its adapter under the names that they have in a whole model; the decoder is left out."""
+def sketch_parts(config: RunConfig, holder: EncoderHolder, decoder_dim: int = ANY_WIDTH) -> nn.Module:
+    """Return an encoder and its adapter under the names that they have in a whole model; the decoder is left out.
+
+    Args:
+        decoder_dim: width of the decoder; the sizes of the adapter depend on it, the names do not.
+    """
     parts = nn.Module()
     parts.encoder = holder.encoder
     if config.decoder.kind == "whisper":
-        parts.adapter = LinearBridge(holder.encoder.dim, ANY_WIDTH)
+        parts.adapter = LinearBridge(holder.encoder.dim, decoder_dim)
     else:
-        parts.adapter = make_adapter(config.adapter, holder.encoder, ANY_WIDTH)
+        parts.adapter = make_adapter(config.adapter, holder.encoder, decoder_dim)
     return parts
 
 

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperCommand
 from typer.exceptions import TyperException
 
 from uniaudio.console import announce
+
+if TYPE_CHECKING:
+    from uniaudio.config.run import RunConfig
+    from uniaudio.config.trust import Trust
 
 RecipeName = Annotated[str, typer.Argument(help="Recipe or run config: a path or a name.")]
 Config = Annotated[str, typer.Argument(help="Run config: a path, or a name found in configs/.")]
@@ -56,9 +61,25 @@ class CommandWithOverrides(TyperCommand):
 @contextmanager
 def slow_imports() -> Iterator[None]:
     """Announce that libraries are loading; garbage collection is off meanwhile, it would take a fifth of the time."""
-    announce("loading torch and transformers ...")
+    if "torch" not in sys.modules:
+        announce("loading torch and transformers ...")
     gc.disable()
     try:
         yield
     finally:
         gc.enable()
+
+
+def open_config(config: str, overrides: Sequence[str], trust: Trust) -> RunConfig:
+    """Read a run config before the slow imports, so that a mistake in it is answered at once.
+
+    Raises:
+        UserError: as ``open_run``.
+    """
+    from uniaudio.build.run_config import open_run
+    from uniaudio.config.run_files import MINI
+
+    if MINI in overrides:  # its models may have to be made first
+        with slow_imports():
+            import torch  # noqa: F401
+    return open_run(config, overrides, trust)

@@ -26,7 +26,9 @@ def data_stats(
         int | None, typer.Option(help="Number of steps for which to count epochs; needs a run config.", min=1)
     ] = None,
     rows: Annotated[int, typer.Option(help="Rows to read from every source.", min=1)] = 2000,
-    out: Annotated[Path | None, typer.Option(help="JSON file to write.", callback=check_file_option)] = None,
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="JSON file to write.", callback=check_file_option)
+    ] = None,
     plot: Annotated[
         Path | None, typer.Option(help="PNG file for a histogram of lengths.", callback=check_file_option)
     ] = None,
@@ -102,7 +104,9 @@ def data_import(
 @data.command("pack", epilog="Example: uniaudio data pack birds --out packed")
 def data_pack(
     recipe: RecipeName,
-    out: Annotated[Path, typer.Option(help="New folder to write.", callback=check_folder_option)],
+    out: Annotated[
+        Path, typer.Option("-o", "--out", help="New folder to write.", callback=check_folder_option)
+    ],
     shard_mib: Annotated[int, typer.Option(help="Size of a file, in MiB.", min=1)] = 512,
     rows: Annotated[
         int | None,
@@ -127,7 +131,10 @@ def data_bench(
         float, typer.Option(help="Seconds to measure each number of workers.", min=0.1, max=86400)
     ] = 10,
     workers: Annotated[
-        list[int] | None, typer.Option(help="Number of workers to try; repeatable.", min=0)
+        list[int] | None,
+        typer.Option(
+            help="Number of workers to try; repeatable. Default: 0, 1, half of the CPU cores, and all.", min=0
+        ),
     ] = None,
 ) -> None:
     """Measure data-loading throughput by number of workers.
@@ -146,7 +153,11 @@ def preview(
     recipe: Annotated[str, typer.Argument(help="Recipe or run config (a path or a name), or run folder.")],
     number: Annotated[int, typer.Option("-n", "--number", help="Examples to show.", min=1)] = 5,
     decoder: Annotated[
-        str | None, typer.Option(help="Folder or name of the decoder whose tokenizer counts the tokens.")
+        str | None,
+        typer.Option(
+            help="Folder or Hub name of a decoder, for its tokenizer; default: that of the config or run, "
+            "otherwise a small one trained on the texts."
+        ),
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the order of examples.")] = 0,
 ) -> None:

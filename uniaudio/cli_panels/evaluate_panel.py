@@ -39,7 +39,9 @@ def probe(
         str, typer.Option(help="masked (real frames only), or xares (as in X-ARES).")
     ] = "masked",
     layers: Annotated[bool, typer.Option(help="Also probe every hidden state.")] = False,
-    out: Annotated[Path | None, typer.Option(help="JSON file to write.", callback=check_file_option)] = None,
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="JSON file to write.", callback=check_file_option)
+    ] = None,
     seeds: Annotated[int, typer.Option(help="Probe seeds.", min=1)] = 3,
     references: Annotated[
         bool,
@@ -71,7 +73,9 @@ def evaluate(
     recipe: Annotated[
         str | None, typer.Argument(help="Recipe with the evaluation sets; default: that of the last stage.")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="JSON file to write.", callback=check_file_option)] = None,
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="JSON file to write.", callback=check_file_option)
+    ] = None,
     max_examples: Annotated[
         int | None,
         typer.Option(
@@ -135,7 +139,7 @@ def report(
 
     Reads: metrics.jsonl and config.yaml of the runs, probe scores, answers and some clips.
     Writes: an HTML file.
-    Prints: the path of the page.
+    Prints: the path of the page; for answers or probe scores that were not stored, the command that stores them.
     """
     require_package("matplotlib", "uniaudio report")
     require_package("sklearn", "uniaudio report")
@@ -238,7 +242,7 @@ def check_encoder(
 
     Reads: the encoder; test clips are generated noise and silence.
     Writes: nothing.
-    Prints: execution, LoRA, layer decay, recompute and exports; one line per test; exit code 2 if one fails.
+    Prints: execution, LoRA, layer decay, activation checkpointing, exports; a line per test; exit code 2 if one fails.
     """
     with slow_imports():
         from uniaudio.commands.check_encoder import check_encoder as check

@@ -16,6 +16,7 @@ from uniaudio.cli_panels.arguments import (
     Overrides,
     Resume,
     TrustRemoteCode,
+    open_config,
     slow_imports,
 )
 from uniaudio.errors import UserError
@@ -37,7 +38,7 @@ def train(
     overrides: Overrides = None,
     resume: Resume = None,
     tune_batch: Annotated[
-        bool, typer.Option(help="Search for the largest batch size that fits first, then train with it.")
+        bool, typer.Option(help="First search for the largest batch size that fits, then train with it.")
     ] = False,
     trust_remote_code: TrustRemoteCode = False,
     allow_code: AllowCode = False,
@@ -51,26 +52,28 @@ def train(
     from uniaudio.launched_processes import end_with_parent, is_launched, leave_launcher_group
 
     leave_launcher_group()
-    if is_launched():  # before the slow imports, in which a launcher may die
-        end_with_parent(f"process {os.environ.get('RANK', '0')} of a launch")
     with ExitStack() as stack:
-        with slow_imports():
-            from uniaudio.host_watch import watch_other_hosts
+        if is_launched():
+            # before the slow imports, in which a launcher may die
+            end_with_parent(f"process {os.environ.get('RANK', '0')} of a launch")
+            with slow_imports():
+                from uniaudio.host_watch import watch_other_hosts
 
-            stack.enter_context(watch_other_hosts())  # before the imports that may fail on one machine alone
-            from uniaudio.build.run_config import open_run
-            from uniaudio.commands.train import check_run_folder, run_training
-            from uniaudio.config.trust import Trust
+            stack.enter_context(watch_other_hosts())  # before what may fail on one machine alone
+        from uniaudio.config.trust import Trust
 
         check_resume_option(resume)
         overrides, trust = overrides or [], Trust(trust_remote_code, allow_code)
-        run = open_run(config, overrides, trust)
+        run = open_config(config, overrides, trust)
+        with slow_imports():
+            from uniaudio.commands.train import check_run_folder, run_training
+
         if tune_batch:
             from uniaudio.commands.tune_batch import tune_overrides
 
             has_begun = check_run_folder(run, resume)  # before the search, which takes minutes
             begun = Path(run.output_dir) if has_begun else None
-            run = open_run(config, tune_overrides(config, overrides, trust, begun), trust)
+            run = open_config(config, tune_overrides(config, overrides, trust, begun), trust)
         code = run_training(run, resume)
     raise typer.Exit(code)
 
@@ -110,12 +113,11 @@ def launch(
     Writes: as `uniaudio train`.
     Prints: as `uniaudio train`, and ends with its exit code (75: stopped early, use --resume).
     """
-    from uniaudio.build.run_config import open_run
     from uniaudio.commands.launch import Machines, launch_training
     from uniaudio.config.trust import Trust
 
     check_resume_option(resume)
-    run = open_run(config, overrides or [], Trust(trust_remote_code, allow_code))
+    run = open_config(config, overrides or [], Trust(trust_remote_code, allow_code))
     arguments = [config, *(overrides or [])]
     arguments += ["--trust-remote-code"] * trust_remote_code + ["--allow-code"] * allow_code
     places = Machines(machines, rank, address, port, rendezvous)
@@ -137,18 +139,19 @@ def check(
     trust_remote_code: TrustRemoteCode = False,
     allow_code: AllowCode = False,
 ) -> None:
-    """Find mistakes in a run config and its data without a model.
+    """Find mistakes in a run config and its data; loads no model.
 
     Reads: the config, its recipes, cards and templates, all rows, some audio headers, config.json of its models.
     Writes: nothing.
     Prints: model sizes, rows that cannot be used, warnings, the cost of a step. Exit code 2: the run would fail.
     """
-    with slow_imports():
-        from uniaudio.build.run_config import open_run
-        from uniaudio.commands.check import check_run
-        from uniaudio.config.trust import Trust
+    from uniaudio.config.trust import Trust
 
-    check_run(open_run(config, overrides or [], Trust(trust_remote_code, allow_code)))
+    run = open_config(config, overrides or [], Trust(trust_remote_code, allow_code))
+    with slow_imports():
+        from uniaudio.commands.check import check_run
+
+    check_run(run)
 
 
 @app.command(
@@ -181,15 +184,15 @@ def plan(
     Writes: nothing.
     Prints: GiB by part and engine, the effect of activation checkpointing, FLOPs and hours of every stage.
     """
+    from uniaudio.config.trust import Trust
+
+    run = open_config(config, overrides or [], Trust(trust_remote_code))
     with slow_imports():
-        from uniaudio.build.run_config import open_run
         from uniaudio.checks.first_rows import QUESTION, AverageClip
         from uniaudio.commands.plan import show_plan
-        from uniaudio.config.trust import Trust
         from uniaudio.estimate.gpus import Machine
 
     clip = None if seconds is None else AverageClip(seconds, QUESTION, answer_tokens)
-    run = open_run(config, overrides or [], Trust(trust_remote_code))
     show_plan(run, Machine(gpus, memory, tflops, efficiency), clip)
 
 
@@ -308,18 +311,21 @@ def tune_batch(
     Writes: nothing.
     Prints: each budget.audio_seconds tried with its peak memory, and the overrides to train with.
     """
+    from uniaudio.config.trust import Trust
+
+    overrides, trust = overrides or [], Trust(trust_remote_code, allow_code)
+    open_config(config, overrides, trust)
     with slow_imports():
         from uniaudio.commands.tune_batch import tune_batch as tune
-        from uniaudio.config.trust import Trust
 
-    tune(config, overrides or [], memory, most, trust=Trust(trust_remote_code, allow_code))
+    tune(config, overrides, memory, most, trust=trust)
 
 
 @app.command(rich_help_panel=PANEL, epilog="Example: uniaudio demo --quick")
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder to write.", callback=check_folder_option)] = Path(
-        "runs/demo"
-    ),
+    out: Annotated[
+        Path, typer.Option("-o", "--out", help="Folder to write.", callback=check_folder_option)
+    ] = Path("runs/demo"),
     quick: Annotated[bool, typer.Option(help="Only a few steps, as a smoke test.")] = False,
 ) -> None:
     """Train, probe and report on generated audio in five minutes.

@@ -68,7 +68,7 @@ def embed(
 
 @app.command(rich_help_panel=PANEL, epilog="Example: uniaudio export runs/birds birds_encoder --to hf")
 def export(
-    checkpoint: Model,
+    model: Model,
     out: Annotated[
         Path, typer.Argument(metavar="DIR", help="New folder to write.", callback=check_folder_option)
     ],
@@ -93,7 +93,7 @@ def export(
 ) -> None:
     """Export an encoder, or a whole model in a published format.
 
-    Reads: the checkpoint; for the model card, the recipes of the run, and probe scores and answers in its folder.
+    Reads: the model; for the model card, the recipes of the run, and probe scores and answers in its folder.
     Writes: a new folder with a transformers model, an ONNX file, or an entry for a benchmark (X-ARES, MTEB, HEAR).
     Prints: the files, and a line of Python that loads the exported model.
     """
@@ -101,12 +101,12 @@ def export(
         from uniaudio.commands.export import export_checkpoint
         from uniaudio.config.trust import Trust
 
-    export_checkpoint(checkpoint, out, to, push_to_hub, Trust(trust_remote_code, allow_code), decoder)
+    export_checkpoint(model, out, to, push_to_hub, Trust(trust_remote_code, allow_code), decoder)
 
 
 @app.command(rich_help_panel=PANEL, epilog="Example: uniaudio serve runs/birds --port 7860")
 def serve(
-    checkpoint: Annotated[str, typer.Argument(help="Run folder, checkpoint or exported whole model.")],
+    model: Annotated[str, typer.Argument(help="Run folder, checkpoint or exported whole model.")],
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port; 0 selects a free one.", min=0, max=65535)] = 7860,
     max_seconds: Annotated[float, typer.Option(help="Longest clip, in seconds.", min=0.1)] = 60,
@@ -128,4 +128,4 @@ def serve(
         from uniaudio.serve.limits import Limits
 
     limits = Limits(max_seconds, max_mib, timeout)
-    open_page(checkpoint, host, port, limits, Trust(trust_remote_code, allow_code))
+    open_page(model, host, port, limits, Trust(trust_remote_code, allow_code))

@@ -10,9 +10,9 @@ from pathlib import Path
 import torch
 from rich.console import Console
 from rich.table import Table
+from torch import nn
 from transformers import PretrainedConfig
 
-from uniaudio.build.adapter import make_adapter
 from uniaudio.build.encoder_sketch import sketch_encoder
 from uniaudio.build.encoders import EncoderHolder, choose_device, is_run
 from uniaudio.build.model import load_stage_recipes, read_decoder_config
@@ -46,7 +46,6 @@ from uniaudio.data.sources.source_kinds import keep_sources_open
 from uniaudio.estimate import flops
 from uniaudio.estimate.fake_model import build_meta_decoder
 from uniaudio.hub_client import HubUnreachableError
-from uniaudio.model.encoders.base import AudioEncoder
 from uniaudio.model.model_files import fetch_model_config, read_model_config, read_stock_config
 from uniaudio.outputs import check_output_folder
 from uniaudio.train.optim import component_of
@@ -82,7 +81,9 @@ def check_run(config: RunConfig, console: Console | None = None) -> None:
         print_prompt(decoder, config, console)
     is_miniature = config.decoder.miniature is not None
     if encoders_are_known and not config.decoder.trust_remote_code and (decoder is not None or is_miniature):
-        check_all_names(config, read_decoder_config(config) if decoder is None else decoder.config)
+        parts = check_all_names(config, read_decoder_config(config) if decoder is None else decoder.config)
+        if parts is not None and config.decoder.kind != "whisper":
+            print_adapter_size(config, parts, console)
     check_guarded_sets(config)
     with keep_sources_open():
         check_rows(config, encoders, decoder, console)
@@ -168,34 +169,37 @@ def print_problem(text: str, console: Console) -> None:
     console.print(text, style="yellow", soft_wrap=True)
 
 
-def check_all_names(config: RunConfig, architecture: PretrainedConfig) -> None:
+def check_all_names(config: RunConfig, architecture: PretrainedConfig) -> nn.Module | None:
     """Refuse expressions of stages that match no parameter of the whole model, and stages that train none.
 
     Args:
         architecture: of the decoder.
+
+    Returns:
+        The ``encoder``, ``adapter`` and ``decoder`` that were looked at, without weights; None where the encoder is not
+        built, see ``sketch_encoder``.
 
     Raises:
         UserError: naming the stage.
     """
     encoder = sketch_encoder(config)
     if encoder is None:
-        return
+        return None
     with torch.device("meta"):
-        parts = sketch_parts(config, EncoderHolder(encoder))
-        parts.decoder = build_meta_decoder(architecture, config, torch.float32)
+        decoder = build_meta_decoder(architecture, config, torch.float32)
+        parts = sketch_parts(config, EncoderHolder(encoder), decoder.dim)
+        parts.decoder = decoder
         check_stage_names(config, ParameterNames.of(parts))
+    return parts
 
 
-def print_adapter_size(config: RunConfig, encoder: AudioEncoder, encoder_size: int, console: Console) -> None:
-    """Print the parameters of the adapter, as before a decoder of the encoder's width, and whether they are many.
-
-    Args:
-        encoder_size: parameters of the encoders with their fusion.
-    """
-    with torch.device("meta"):
-        adapter = make_adapter(config.adapter, encoder, encoder.dim)
-    size = sum(parameter.numel() for parameter in adapter.parameters())
-    console.print(f"adapter {config.adapter.kind}: about {size:,} parameters")
+def print_adapter_size(config: RunConfig, parts: nn.Module, console: Console) -> None:
+    """Print the parameters of the adapter, and whether they are more than those of the encoders with their fusion."""
+    size, encoder_size = (
+        sum(parameter.numel() for parameter in parts.get_submodule(name).parameters())
+        for name in ("adapter", "encoder")
+    )
+    console.print(f"adapter {config.adapter.kind}: {size:,} parameters")
     if size > encoder_size:
         console.print(
             f"the adapter has more parameters than all encoders ({encoder_size:,}); set a smaller adapter.hidden",
@@ -235,8 +239,6 @@ def check_encoder_sizes(config: RunConfig, console: Console) -> list[PretrainedC
         table.add_row(component, f"{all_of_it:,}", f"{trained:,}")
     console.print(table)
     console.print(f"{sketch.dim} wide, {sketch.frame_rate:g} frames per second")
-    if config.decoder.kind != "whisper":
-        print_adapter_size(config, sketch, sum(size for size, _ in sizes.values()), console)
     for text in describe_cache_sizes(sketch, config):
         console.print(text)
     for text in describe_cached_crops(sketch, config):

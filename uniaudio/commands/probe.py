@@ -57,7 +57,8 @@ def run_probe(
     for spec in models:
         check_model(spec, trust)
     models, compared = add_references(models, trust, references)
-    chosen = build_folder_suite(parse_folders(data)) if suite is None else load_suite(suite)
+    folders = parse_folders(data)
+    chosen = build_folder_suite(folders, takes_suite=True) if suite is None else load_suite(suite)
     tasks = read_tasks(chosen)
     encoders = {spec: load_encoder(spec, trust=trust, keep_frames=True) for spec in models}
     result = run_suite(chosen, tasks, encoders, cast(Protocol, protocol), seeds, layers, console)

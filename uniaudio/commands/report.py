@@ -16,7 +16,7 @@ from uniaudio.build.encoders import load_encoder
 from uniaudio.build.model import load_stage_recipes
 from uniaudio.build.result_fingerprints import match_checkpoints
 from uniaudio.config.run_files import load_stored_run
-from uniaudio.console import WorkProgress, make_console
+from uniaudio.console import WorkProgress, announce, make_console
 from uniaudio.data.recipe import Recipe
 from uniaudio.data.recipe_entries import EvalEntry
 from uniaudio.errors import UserError
@@ -35,6 +35,7 @@ from uniaudio.report.page import ReportPage, write_page
 from uniaudio.report.result_files import (
     AnswersByModel,
     compare_runs,
+    describe_missing_results,
     merge_all_scores,
     read_forgetting,
     read_results,
@@ -78,19 +79,22 @@ class Wanted:
 def report_runs(folders: Sequence[Path], out: Path | None, wanted: Wanted) -> Path:
     """Write one page about runs and return its path, by default ``report.html`` in the first of them.
 
-    What cannot be shown (a checkpoint or clips that are gone) is named on the page and does not end the report.
+    What cannot be shown (a checkpoint or clips that are gone) is named on the page and does not end the report. Results
+    that were not stored are also named on stderr.
 
     Raises:
         UserError: when a folder holds no run, or a results file cannot be read or holds something else.
     """
     runs = [read_run(folder, name) for folder, name in zip(folders, run_names(folders), strict=True)]
     out = check_output_file(out or folders[0] / "report.html", "output")
+    for sentence in describe_missing_results(runs, wanted.probes, wanted.answers):
+        announce(sentence)
     return write_page(build_report(runs, wanted), out)
 
 
 def build_report(runs: Sequence[RunRecord], wanted: Wanted) -> ReportPage:
     """Read what belongs to the runs, and build all sections of the page."""
-    notes: list[str] = []
+    notes = describe_missing_results(runs, wanted.probes, wanted.answers)
     recipes = [recipe for run in runs for recipe in load_run_recipes(run, notes)]
     entries = {entry.name: entry for recipe in recipes for entry in recipe.evaluate}
     run_answers, other_answers, other_scores = read_results(

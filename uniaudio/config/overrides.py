@@ -73,7 +73,7 @@ def find_position(place: dict[str, Any] | list[Any], part: str, override: str) -
         return part
     if not part.isdecimal() or int(part) >= len(place):
         hint = "" if part.isdecimal() else "; items of a list are numbered from 0, as in stages.0.steps"
-        raise UserError(
-            f"override '{override}': {part} is not one of the positions 0 to {len(place) - 1}{hint}"
-        )
+        positions = f"positions 0 to {len(place) - 1}" if len(place) > 1 else "only position 0"
+        held = f"has {positions}" if place else "is empty"
+        raise UserError(f"override '{override}': there is no item {part}, the list {held}{hint}")
     return int(part)

@@ -29,6 +29,13 @@ def real_root(name: str) -> Path | None:
     return Path(folder).expanduser().absolute() if folder else None
 
 
+def make_absolute(path: Path) -> Path:
+    """Return an absolute path, without ``..`` where that leads to the same place: behind a link it may not."""
+    whole = path.absolute()
+    plain = Path(os.path.normpath(whole))
+    return plain if plain.exists() and whole.exists() and plain.samefile(whole) else whole
+
+
 def get_cache_root() -> Path:
     """Return where what can be made again is kept: ``$UNIAUDIO_CACHE``, else ``$XDG_CACHE_HOME/uniaudio``."""
     folder = os.environ.get(CACHE_VARIABLE)
@@ -121,5 +128,5 @@ def expand_path(text: str, near: Path, where: str) -> str:
         not text.startswith("/")
         and (near / (text if plain == text else os.path.dirname(plain) or ".")).exists()
     ):
-        return f"{prefix}{(near / text).absolute()}"
+        return f"{prefix}{make_absolute(near / text)}"
     return f"{prefix}{os.path.expanduser(text)}"

@@ -7,7 +7,7 @@ from os.path import expanduser, isfile
 from pathlib import Path
 from typing import Literal
 
-from uniaudio.config.nearest import suggest_name
+from uniaudio.config.nearest import suggest_or_list
 from uniaudio.config.strict_yaml import parse
 from uniaudio.config.text_files import read_text_file
 from uniaudio.errors import UserError
@@ -86,9 +86,7 @@ def find_file(kind: Kind, name_or_path: str, near: Path | None = None) -> Path:
             return file
     files = {file for folder in folders for file in folder.glob("*.yaml")}
     known = sorted({file.stem for file in files if is_of_kind(file, kind)})
-    raise UserError(
-        f"there is no {kind} '{stem}'{suggest_name(stem, known)}; known: {', '.join(known) or 'none'}"
-    )
+    raise UserError(f"there is no {kind} '{stem}'{suggest_or_list(stem, known)}")
 
 
 def make_portable_name(kind: Kind, name_or_path: str, near: Path) -> str:

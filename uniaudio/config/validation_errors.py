@@ -8,7 +8,7 @@ from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
-from uniaudio.config.nearest import suggest_name
+from uniaudio.config.nearest import suggest_name, suggest_or_list
 from uniaudio.config.usual_names import FILES, UsualNames
 
 MAPPING_ERRORS = ("dict_type", "model_type", "model_attributes_type")
@@ -121,7 +121,7 @@ def explain_unknown_key(
         return f" (did you mean {', or '.join(write_hint(key, place, usual) for key in nearest)}?)"
     if sentence := usual.sentences.get(name.lower()):
         return f"; {sentence}"
-    return f"{suggest_name(name, known)}; known: {', '.join(known)}"
+    return suggest_or_list(name, known)
 
 
 def write_hint(key: str, place: str, usual: UsualNames) -> str:

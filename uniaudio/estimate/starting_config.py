@@ -14,6 +14,7 @@ import torch
 
 from uniaudio.build.encoders import find_checkpoint
 from uniaudio.config.data_loading import DataConfig
+from uniaudio.config.path_variables import make_absolute
 from uniaudio.config.strict_yaml import dump_inline_yaml
 from uniaudio.errors import UserError
 from uniaudio.model.model_files import read_model_config
@@ -135,14 +136,14 @@ def choose_models(machine: HostMachine, encoder: str | None, decoder: str | None
             raise UserError(f"{option} {path}: there is no such folder, and Hub names are written OWNER/NAME")
         if not (folder / "config.json").is_file() and find_checkpoint(str(folder), (CONFIG,)) is None:
             raise UserError(f"{option} {path}: the folder is neither a model (no config.json) nor a run")
-    return make_absolute(encoder) or usual[0], make_absolute(decoder) or usual[1]
+    return make_portable(encoder) or usual[0], make_portable(decoder) or usual[1]
 
 
-def make_absolute(path: str | None) -> str | None:
+def make_portable(path: str | None) -> str | None:
     """Return a folder as a path that means the same from anywhere; a Hub name stays as it is."""
     if path is None or not Path(path).expanduser().is_dir():
         return path
-    return str(Path(path).expanduser().absolute())
+    return str(make_absolute(Path(path).expanduser()))
 
 
 def is_whisper(encoder: str) -> bool:
@@ -194,8 +195,9 @@ data: {dump_inline_yaml(data)}
 # micro_batches: micro-batches of one optimizer step, over all devices.
 train: {dump_inline_yaml(train)}
 stages:
-  # {sizes.steps} steps{about}. audio_seconds is the size of a micro-batch: lower it if
-  # memory runs out (`uniaudio train --tune-batch` searches for the largest that fits).
+  # {sizes.steps} steps{about}. audio_seconds is the size of a micro-batch, to which each
+  # example adds the seconds of its clip and, for its text, per_example: lower it if memory runs out
+  # (`uniaudio train --tune-batch` searches for the largest that fits).
   - name: joint
     recipe: {dump_inline_yaml(name)}
     steps: {sizes.steps}

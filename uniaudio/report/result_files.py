@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -35,6 +36,7 @@ from uniaudio.report.significance import (
 )
 from uniaudio.run_records import describe_undefined_scores
 
+ANSWERS, PROBES = "answers.json", "probes.json"  # in a run folder
 AnswersByModel = dict[str, dict[str, dict[str, Any]]]  # model -> evaluation set -> result
 Match = Callable[[Path, Collection[str]], Collection[str]]  # those of some fingerprints that a run folder has
 
@@ -58,7 +60,7 @@ def read_results(
             f"--answers is given {len(answers)} times for {len(runs)} run(s); give answers of other "
             "models with --against"
         )
-    files = [*answers, *(run.folder / "answers.json" for run in runs[len(answers) :])]
+    files = [*answers, *(run.folder / ANSWERS for run in runs[len(answers) :])]
     of_runs: AnswersByModel = {}
     others: AnswersByModel = {}
     for run, file in zip(runs, files, strict=True):
@@ -89,6 +91,26 @@ def read_results(
         {name: entries for name, entries in models.items() if entries} for models in (of_runs, others)
     )
     return of_runs, others, scores
+
+
+def describe_missing_results(
+    runs: Sequence[RunRecord], probes: Sequence[Path], answers: Sequence[Path]
+) -> list[str]:
+    """Return a sentence for each run without answers or probe scores, with the command that stores them.
+
+    Args:
+        probes, answers: the files that are read in place of those in the run folders.
+    """
+    sentences = []
+    for index, run in enumerate(runs):
+        folder = shlex.quote(str(run.folder))
+        commands = {}
+        if index >= len(answers) and not (run.folder / ANSWERS).is_file():
+            commands["answers"] = f"uniaudio eval {folder} --out {folder}/{ANSWERS}"
+        if not probes and not (run.folder / PROBES).is_file():
+            commands["probe scores"] = f"uniaudio probe {folder} --data NAME=FOLDER --out {folder}/{PROBES}"
+        sentences += [f"{run.name} has no {what}; to add them: {line}" for what, line in commands.items()]
+    return sentences
 
 
 def separate_foreign_answers(
@@ -136,7 +158,7 @@ def merge_all_scores(
             if table.models and not members[run.name]
         ]
     for run in runs:
-        file = run.folder / "probes.json"
+        file = run.folder / PROBES
         if run.name in roles.runs or files or not file.is_file():
             continue
         stored = read_probe_file(read_json(file), str(file), domains, notes)

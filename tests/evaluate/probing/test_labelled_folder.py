@@ -7,7 +7,7 @@ import pytest
 from helpers.files import clip_bytes, write_tar
 
 from uniaudio.errors import UserError
-from uniaudio.evaluate.probing.labelled_folder import hold_folders, parse_folders
+from uniaudio.evaluate.probing.labelled_folder import build_folder_suite, hold_folders, parse_folders
 
 
 @pytest.fixture
@@ -99,12 +99,29 @@ def test_a_folder_whose_test_clips_are_all_unusable_ends_with_the_first_reason(f
         read_folder(folder)
 
 
-def test_a_folder_without_manifest(folder):
-    with pytest.raises(
-        UserError,
-        match=r"--data set=\S+: there is no \S+manifest\.jsonl \(nor manifest\.csv.* a suite \(--suite",
-    ):
-        read_folder(folder)
+@pytest.mark.parametrize(
+    ("takes_suite", "advice"),
+    [
+        (False, "write one"),
+        (
+            True,
+            "to probe data through their card, write a suite with "
+            "`tasks: {set: {dataset: CARD, domain: null}}` and give it as --suite FILE",
+        ),
+    ],
+)
+def test_a_folder_without_manifest(folder, takes_suite, advice):
+    with pytest.raises(UserError) as raised:
+        build_folder_suite({"set": folder}, takes_suite=takes_suite)
+    assert str(raised.value) == (
+        f"--data set={folder}: there is no {folder}/manifest.jsonl (nor manifest.csv, manifest.tsv) with the "
+        f"columns audio, label and split; {advice}"
+    )
+
+
+def test_a_folder_that_is_not_there(tmp_path):
+    with pytest.raises(UserError, match=r"^guard\.sets old=\S+/gone: there is no such folder$"):
+        build_folder_suite({"old": tmp_path / "gone"}, "guard.sets")
 
 
 def test_options_name_folders(tmp_path, monkeypatch):

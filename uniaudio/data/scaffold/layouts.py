@@ -11,6 +11,7 @@ from typing import Any
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils._validators import validate_repo_id
 
+from uniaudio.config.path_variables import make_absolute
 from uniaudio.data.card_file import Load
 from uniaudio.data.column_names import CLIPS
 from uniaudio.data.importers.base import name_splits
@@ -65,7 +66,7 @@ def find_layout(place: str, config: str | None = None) -> Layout:
     path = Path(place).expanduser()
     if not path.exists():
         return find_hub_layout(place, config)
-    path = path.absolute()
+    path = make_absolute(path)
     if config is not None:
         raise UserError(
             f"--config {config}: {place} is not a Hub dataset, and only those have configurations"

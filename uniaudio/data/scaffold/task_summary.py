@@ -33,7 +33,8 @@ def show_task(
         console.print(escape_text(text), soft_wrap=True)
 
     lengths = [length for split in splits.values() for length in split.lengths]
-    clips = f", clips of {min(lengths):.1f} to {max(lengths):.1f} s" if lengths else ""
+    ends = dict.fromkeys(f"{length:.1f}" for length in (min(lengths), max(lengths))) if lengths else ()
+    clips = f", clips of {' to '.join(ends)} s" if ends else ""
     counts = ", ".join(f"{name} {describe_count(rows)}" for name, rows in (task.rows or {}).items())
     say(f"data: {task.layout.what}{clips}")
     rows_read = sum(len(split.columns) for split in splits.values())

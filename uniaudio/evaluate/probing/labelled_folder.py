@@ -22,19 +22,21 @@ from uniaudio.evaluate.probing.task_rows import TaskRows, read_task
 MANIFESTS = ("manifest.jsonl", "manifest.csv", "manifest.tsv")  # the first that is there is read
 
 
-def build_folder_suite(folders: Mapping[str, Path], option: str = "--data") -> Suite:
+def build_folder_suite(
+    folders: Mapping[str, Path], option: str = "--data", takes_suite: bool = False
+) -> Suite:
     """Return a suite with one task for each labelled folder, by its name; each counts as much in averages.
 
     Args:
-        option: where the folders were named, for messages.
+        option: where the folders were named, for messages. takes_suite: the command has `--suite`, too.
 
     Raises:
-        UserError: when a folder holds no manifest.
+        UserError: when a folder is not there or holds no manifest.
     """
     tasks = {}
     for name, folder in folders.items():
         keys = {"dataset": name, "domain": None, "split_column": "split", "weight": 1.0}
-        tasks[name] = (TaskFile.model_validate(keys), build_folder_card(name, folder, option))
+        tasks[name] = (TaskFile.model_validate(keys), build_folder_card(name, folder, option, takes_suite))
     return Suite(None, tasks)
 
 
@@ -48,7 +50,7 @@ def hold_folders(
         option: see ``build_folder_suite``.
 
     Raises:
-        UserError: when a folder holds no manifest, or too few rows that can be used.
+        UserError: when a folder is not there, holds no manifest, or too few rows that can be used.
     """
     held = []
     for name, (task, card) in build_folder_suite(folders, option).tasks.items():
@@ -80,18 +82,29 @@ def parse_folders(items: Iterable[str]) -> dict[str, Path]:
     return folders
 
 
-def build_folder_card(name: str, folder: Path, option: str) -> DatasetCard:
+def build_folder_card(name: str, folder: Path, option: str, takes_suite: bool) -> DatasetCard:
     """Return a card for the rows of a folder's manifest, so that they are read as those of training are.
 
+    Args:
+        option, takes_suite: see ``build_folder_suite``.
+
     Raises:
-        UserError: when there is no manifest.
+        UserError: when there is no folder, or no manifest in it.
     """
+    where = f"{option} {name}={folder}"
+    if not folder.is_dir():
+        raise UserError(f"{where}: there is no such folder")
     manifest = next((folder / file for file in MANIFESTS if (folder / file).is_file()), None)
     if manifest is None:
+        advice = (
+            f"to probe data through their card, write a suite with `tasks: {{{name}: {{dataset: CARD, "
+            "domain: null}}` and give it as --suite FILE"
+            if takes_suite
+            else "write one"
+        )
         raise UserError(
-            f"{option} {name}={folder}: there is no {folder / MANIFESTS[0]} (nor "
-            f"{', '.join(MANIFESTS[1:])}); for data in another layout, write a card and a suite "
-            "(--suite FILE)"
+            f"{where}: there is no {folder / MANIFESTS[0]} (nor {', '.join(MANIFESTS[1:])}) with the columns audio, "
+            f"label and split; {advice}"
         )
     kind = "jsonl" if manifest.suffix == ".jsonl" else "csv"
     load = Load.model_validate({kind: str(manifest)})
