@@ -33,8 +33,8 @@ from uniaudio.config.run_files import load_run
 from uniaudio.data.sources.manifest import read_jsonl
 from uniaudio.evaluate.forgetting import START, ScoreMatrix, mean, summarize_matrix
 from uniaudio.evaluate.forgetting_figure import draw_matrices
+from uniaudio.evaluate.probing.held_probes import probe_held
 from uniaudio.evaluate.probing.labelled_folder import hold_folders
-from uniaudio.evaluate.probing.suite_run import probe_held
 
 CONFIG = "configs/realdata_continual.yaml"
 KINDS = ("linear", "mlp", "knn")
@@ -137,7 +137,7 @@ def probe_seed(out: Path, seed: int, methods: list[str], sets: list, start: dict
             make_soup([specs[method]], target, start=str(folder / "speech"), alphas=(ALPHA,))
             specs[name] = str(target)
     specs["speech"] = str(folder / "speech")
-    scores = {name: probe_held(load_encoder(spec), sets, 3) for name, spec in specs.items()}
+    scores = {name: probe_held(load_encoder(spec), sets, 3).scores for name, spec in specs.items()}
     names = tuple(s.name for s in sets)
     return {
         method: {
@@ -244,9 +244,9 @@ def main() -> None:
     }
     sets = hold_folders(folders, console.print)
     settings = load_run(CONFIG).encoders["whisper"]
-    start = probe_held(load_encoder(settings.path), sets, 3)
+    start = probe_held(load_encoder(settings.path), sets, 3).scores
     at_best = find_spec_at_best(settings, "encoders.whisper")
-    best = start if at_best is None else probe_held(load_encoder(at_best), sets, 3)
+    best = start if at_best is None else probe_held(load_encoder(at_best), sets, 3).scores
     reservoir = make_reservoir(out)
     seeds, minutes = [], []
     for seed in range(arguments.seeds):

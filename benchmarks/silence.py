@@ -47,10 +47,10 @@ from uniaudio.errors import UserError
 from uniaudio.evaluate.metrics.normalization import normalize_text
 from uniaudio.evaluate.metrics.text_metrics import error_rate
 from uniaudio.evaluate.probing.suite import TaskFile
-from uniaudio.evaluate.probing.suite_run import score_task
 from uniaudio.evaluate.probing.suite_table import shorten_paths
 from uniaudio.evaluate.probing.task_embeddings import encode_task, hold_clips
 from uniaudio.evaluate.probing.task_rows import TaskRows, read_task
+from uniaudio.evaluate.probing.task_scores import score_task
 from uniaudio.model.encoders.base import AudioEncoder
 from uniaudio.model.encoders.whisper import WhisperAudioEncoder
 from uniaudio.ragged import Ragged

@@ -88,9 +88,11 @@ def has_reached_end(rows: Sequence[Mapping[str, Any]]) -> bool:
 
 
 def describe_undefined_scores(name: str, result: Mapping[str, Any]) -> list[str]:
-    """Say why metrics of the results of an evaluation set are undefined."""
+    """Say why metrics of an evaluation set or a probed task are undefined, and models have no scores of the task."""
+    undefined, unscored = result.get("undefined", {}), result.get("not_scored", {})
     return [
-        f"{name}: {metric} is undefined: {reason}" for metric, reason in result.get("undefined", {}).items()
+        *(f"{name}: {metric} is undefined: {reason}" for metric, reason in undefined.items()),
+        *(f"{name}: {model} is not scored: {reason}" for model, reason in unscored.items()),
     ]
 
 

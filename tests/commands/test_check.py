@@ -91,6 +91,22 @@ def test_the_adapter_has_the_size_that_it_has_before_this_decoder(setup):
     assert "the adapter has more parameters" not in text
 
 
+def test_a_guarded_set_with_one_class_is_named_and_costs_nothing_else(setup):
+    write_rows(setup, 20 * [{"audio": "1.wav", "category": "mid"}])
+    for name, labels in (("one", "aaa"), ("good", "aba")):
+        (setup / name).mkdir()
+        lines = zip(labels, ("train", "train", "test"), strict=True)
+        text = "".join(f"../data/1.wav,{label},{split}\n" for label, split in lines)
+        (setup / name / "manifest.csv").write_text(f"audio,label,split\n{text}")
+    change(setup, "run.yaml", guard={"sets": {"one": "one", "good": "good"}, "every": 5})
+    printed = check(setup)
+    assert "guard: one is left out: 'label' names 1 class, too few to probe" in printed
+    assert "ok: no mistake found" in printed
+    change(setup, "run.yaml", guard={"sets": {"one": "one"}, "every": 5})
+    with pytest.raises(UserError, match=r"^task one: 'label' names 1 class, too few to probe$"):
+        check(setup)
+
+
 def test_the_first_row_may_lack_a_column(setup):
     write_rows(setup, [{"audio": "0.wav"}, *20 * [{"audio": "1.wav", "category": "mid"}]])
     assert "ok" in check(setup)

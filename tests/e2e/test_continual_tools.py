@@ -1,24 +1,34 @@
 """Adding a task, soups, reservoirs and the forgetting matrix, as a user goes through them."""
 
+import io
 import json
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import soundfile
 import torch
 from conftest import tiny_qwen, tone
 from helpers.run_folders import latest_checkpoint
+from rich.console import Console
 from transformers import AutoConfig, AutoTokenizer
 
 from uniaudio.build.encoders import load_encoder
 from uniaudio.build.model import load_model
 from uniaudio.cli import main
-from uniaudio.commands import forgetting
+from uniaudio.commands import forgetting, soup
 from uniaudio.commands.add_task import add_task
 from uniaudio.commands.data_pack import pack_recipe, sample_reservoir
 from uniaudio.commands.forgetting import measure_forgetting
-from uniaudio.commands.soup import average_tensors, hold_out_clips, interpolate_tensors, make_soup
+from uniaudio.commands.soup import (
+    average_tensors,
+    hold_out_clips,
+    hold_out_sets,
+    interpolate_tensors,
+    make_soup,
+    score_shares,
+)
 from uniaudio.commands.train import run_training
 from uniaudio.commands.tune_batch import measure_peak_in_child, tune_overrides
 from uniaudio.config.run_files import load_run
@@ -28,6 +38,7 @@ from uniaudio.data.recipe import load_recipe
 from uniaudio.data.sources.base import Row
 from uniaudio.data.sources.source_kinds import open_source
 from uniaudio.errors import RowError, UserError
+from uniaudio.evaluate.probing.held_probes import HeldScores
 from uniaudio.evaluate.probing.labelled_folder import hold_folders
 from uniaudio.launched_processes import make_module_command
 from uniaudio.model.lora import merge_lora
@@ -349,6 +360,101 @@ def test_probes_on_held_out_train_clips_choose_the_share(finished, tone_run, tmp
     (trial,) = hold_out_clips(rows).trials
     assert len(trial.test) + len(trial.train) == len(rows.parts["train"]) == 30
     assert len(trial.test) == 6  # 15 of each class: three of them each
+
+
+def write_folder(tone_run, name, rows):
+    """A labelled folder with some of the tones: (number, label, split). Returns the option that names it."""
+    folder = tone_run.parent / name
+    folder.mkdir()
+    lines = [
+        json.dumps({"audio": f"../tones/{number}.wav", "label": label, "split": split})
+        for number, label, split in rows
+    ]
+    (folder / "manifest.jsonl").write_text("\n".join(lines))
+    return f"{name}={folder}"
+
+
+FEW = [(0, "a", "train"), (1, "b", "train"), (2, "a", "test")]  # nothing can be held out of them
+
+
+def test_a_soup_chooses_by_the_sets_that_clips_can_be_held_out_of(tone_run):
+    data = [
+        write_folder(tone_run, "few", FEW),
+        write_folder(tone_run, "one", [(number, "a", "train") for number in range(8)] + [(9, "a", "test")]),
+        f"tones={tone_run.parent / 'tones'}",
+    ]
+    notes = []
+    assert [rows.name for rows in hold_out_sets(data, notes.append)] == ["tones"]
+    assert notes == [
+        "one is left out: 'label' names 1 class, too few to probe",
+        "few is left out: its classes have fewer than 4 train clips to hold out from",
+    ]
+    with pytest.raises(
+        UserError, match=r"^--data few: its classes have fewer than 4 train clips to hold out"
+    ):
+        hold_out_sets(data[:1], notes.append)
+
+
+def test_a_share_with_which_a_set_cannot_be_scored_is_not_chosen(monkeypatch):
+    reason = "embeddings are not finite"
+
+    def probe(alpha, sets, seeds, kinds):
+        means = {name: mean + alpha for name, mean in (("a", 0.1), ("b", 0.3)) if name == "b" or alpha <= 0.5}
+        unscored = {name: reason for name in ("a", "never") if name not in means}
+        notes = ["b: 1 row skipped"] if alpha == 0 else []
+        return HeldScores({name: {"knn": {"mean": mean}} for name, mean in means.items()}, unscored, notes)
+
+    monkeypatch.setattr(soup, "probe_held", probe)
+    notes = []
+    scores = score_shares(lambda alpha: alpha, (0.0, 0.5, 1.0), [], "knn", notes.append)
+    assert scores == {
+        0.0: {"a": 0.1, "b": 0.3, "mean": pytest.approx(0.2)},
+        0.5: {"a": 0.6, "b": 0.8, "mean": pytest.approx(0.7)},
+    }
+    assert notes == [
+        "alpha 0: b: 1 row skipped",
+        f"alpha 0: never cannot be scored: {reason}",
+        f"alpha 0.5: never cannot be scored: {reason}",
+        f"alpha 1: a cannot be scored: {reason}",
+        f"alpha 1: never cannot be scored: {reason}",
+    ]
+    monkeypatch.setattr(soup, "probe_held", lambda *given: HeldScores({}, {"a": reason}, []))
+    with pytest.raises(
+        UserError, match=f"^no share of the weights can be chosen: a cannot be scored: {reason}$"
+    ):
+        score_shares(lambda alpha: alpha, (0.8, 1.0), [], "knn", notes.append)
+
+
+def test_a_stage_after_which_a_set_cannot_be_scored_leaves_a_gap(monkeypatch):
+    console = Console(file=io.StringIO(), width=200)
+    monkeypatch.setattr(forgetting, "build_encoder", lambda config: torch.nn.Identity())
+    monkeypatch.setattr(forgetting, "load_encoder", lambda spec, trust: spec)
+
+    def probe(encoder, sets, seeds):
+        scores = {name: {kind: {"mean": 0.5} for kind in ("linear", "mlp", "knn")} for name in ("a", "b")}
+        if encoder == "folder":
+            del scores["a"]
+            return HeldScores(scores, {"a": "embeddings are not finite"}, ["b: 1 row skipped"])
+        return HeldScores(scores, {}, [])
+
+    monkeypatch.setattr(forgetting, "probe_held", probe)
+    measured = forgetting.probe_rows(SimpleNamespace(trust=None), {"one": "folder"}, [], 1, console)
+    matrix = forgetting.probe_matrices(measured, ["a", "b"], {"a": 1})["probe/knn"]
+    assert (matrix.scores, matrix.learned) == (((0.5, 0.5), (None, 0.5)), (1, None))
+    said = console.file.getvalue()
+    assert "one: b: 1 row skipped\none: a cannot be scored: embeddings are not finite\n" in said
+
+
+def test_forgetting_without_a_set_to_probe_measures_answers_alone(tone_run):
+    console = Console(file=io.StringIO(), width=200)
+    folders = {"one": tone_run.parent / "one"}
+    write_folder(tone_run, "one", [(0, "a", "train"), (1, "a", "test")])
+    assert forgetting.hold_probed_sets(folders, True, console) == []
+    assert console.file.getvalue() == (
+        "nothing is probed: task one: 'label' names 1 class, too few to probe\n"
+    )
+    with pytest.raises(UserError, match=r"^task one: 'label' names 1 class, too few to probe$"):
+        forgetting.hold_probed_sets(folders, False, console)
 
 
 def main_ok(*arguments):

@@ -20,6 +20,7 @@ from uniaudio.build.stage_data import StageData
 from uniaudio.commands import train as training
 from uniaudio.config.run_files import load_run
 from uniaudio.errors import UserError
+from uniaudio.evaluate.probing.held_probes import HeldScores
 from uniaudio.model.lora import list_lora_modules
 from uniaudio.ragged import Ragged
 from uniaudio.train.checkpoint.folders import find_stage_ends
@@ -513,7 +514,7 @@ def test_a_guarded_set_that_gets_worse_is_reported_or_ends_the_run(tone_run, act
     def scores(encoder, sets, seeds, kinds):
         assert kinds == ("knn",)
         apart = (frames(encoder) - start).norm() / start.norm()
-        return {one.name: {"knn": {"mean": max(0.0, 1 - float(apart))}} for one in sets}
+        return HeldScores({one.name: {"knn": {"mean": max(0.0, 1 - float(apart))}} for one in sets}, {}, [])
 
     monkeypatch.setattr(guarding, "probe_held", scores)
     guard = f"guard={{sets: {{tones: tones}}, every: 2, max_drop: 20, action: {action}}}"
@@ -538,14 +539,58 @@ def test_a_guarded_set_that_gets_worse_is_reported_or_ends_the_run(tone_run, act
         assert [row["step"] for row in events(out, "stopped")] == [2]
 
 
-def test_a_guarded_set_is_probed_as_the_run_began(tone_run, monkeypatch):
+@pytest.mark.parametrize("action", ["alarm", "stop"])
+def test_a_guarded_set_that_cannot_be_scored_any_more_is_reported_or_ends_the_run(
+    tone_run, action, capsys, monkeypatch
+):
+    probed = []
+
+    def scores(encoder, sets, seeds, kinds):
+        probed.append(encoder)
+        if len(probed) == 1:
+            return HeldScores({"tones": {"knn": {"mean": 0.9}}}, {}, [])
+        return HeldScores({}, {"tones": "embeddings of 40 of 40 clips are not finite"}, ["tones: a note"])
+
+    monkeypatch.setattr(guarding, "probe_held", scores)
+    guard = f"guard={{sets: {{tones: tones}}, every: 2, action: {action}}}"
+    code, out = run(tone_run, "out", [{"steps": 4}], guard)
+    steps = [2, 4] if action == "alarm" else [2]
+    broken = ["tones cannot be scored: embeddings of 40 of 40 clips are not finite"]
+    assert [(row["step"], row["broken"]) for row in events(out, "guard")] == [
+        (step, broken) for step in steps
+    ]
+    assert code == (0 if action == "alarm" else CONTINUE_LATER)
+    printed = "".join(capsys.readouterr())
+    assert printed.count(f"guard: {broken[0]}") == printed.count("guard: tones: a note") == len(steps)
+
+
+def test_a_run_does_not_begin_without_any_set_to_guard(tone_run, monkeypatch):
+    monkeypatch.setattr(guarding, "probe_held", lambda *given: HeldScores({}, {"tones": "no clip"}, []))
+    with pytest.raises(UserError, match=r"^guard: tones cannot be scored: no clip$"):
+        run(tone_run, "out", [{}], "guard={sets: {tones: tones}, every: 2}")
+    assert not (tone_run.parent / "out" / "metrics.jsonl").exists()
+    name_one_class(tone_run.parent / "tones", tone_run.parent / "tones")
+    with pytest.raises(UserError, match=r"^task tones: 'label' names 1 class, too few to probe$"):
+        run(tone_run, "out", [{}], "guard={sets: {tones: tones}, every: 2}")
+
+
+def name_one_class(source, folder):
+    """Write a folder with the clips of another one, all of one class."""
+    rows = [json.loads(line) for line in (source / "manifest.jsonl").read_text().splitlines()]
+    folder.mkdir(exist_ok=True)
+    lines = [row | {"audio": f"{source}/{row['audio']}", "label": "low"} for row in rows]
+    (folder / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in lines))
+
+
+def test_a_guarded_set_is_probed_as_the_run_began(tone_run, monkeypatch, capsys):
     monkeypatch.setattr(guarding, "SEEDS", 1)
     few = tone_run.parent / "few"  # the probes' own training takes most of the time
     few.mkdir()
     rows = [json.loads(line) for line in (tone_run.parent / "tones/manifest.jsonl").read_text().splitlines()]
     chosen = [row | {"audio": f"../tones/{row['audio']}"} for row in (*rows[:6], *rows[-4:])]
     (few / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in chosen))
-    guard = "guard={sets: {few: few}, every: 2, max_drop: 0, action: stop}"
+    name_one_class(tone_run.parent / "tones", tone_run.parent / "one")
+    guard = "guard={sets: {one: one, few: few}, every: 2, max_drop: 0, action: stop}"
     frozen = {"train": {"^encoder": "frozen"}}
     code, out = run(tone_run, "out", [frozen], guard)
     assert code == 0
@@ -553,6 +598,11 @@ def test_a_guarded_set_is_probed_as_the_run_began(tone_run, monkeypatch):
     reference = json.loads((out / "guard.json").read_text())
     assert reference["probe"] == "knn"
     assert 0.5 <= reference["scores"]["few"] <= 1
+    assert (list(reference["scores"]), reference["left_out"]) == (["few"], ["one"])
+    left_out = "guard: one is left out: 'label' names 1 class, too few to probe"
+    assert "".join(capsys.readouterr()).count(left_out) == 1
+    assert run(tone_run, "out", [frozen | {"steps": 4}], guard, resume="yes")[0] == 0
+    assert "guard: one is not guarded: it was left out when the run began" in "".join(capsys.readouterr())
     other = guard.replace("every", "probe: linear, every")
     with pytest.raises(UserError, match=r"guard\.probe is linear, but the run began with knn"):
-        run(tone_run, "out", [frozen | {"steps": 4}], other, resume="yes")
+        run(tone_run, "out", [frozen | {"steps": 6}], other, resume="yes")

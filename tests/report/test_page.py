@@ -304,10 +304,12 @@ def test_a_task_without_scores_is_named_with_its_reason(tmp_path):
     run = write_run(tmp_path / "birds", ["t"], steps=40)
     results = folder_results(["s0"], [START, str(run)])
     results["tasks"] |= {"s1": {"domain": None, "metric": "accuracy", "undefined": {"accuracy": "no clip"}}}
+    results["tasks"]["s0"]["not_scored"] = {"broken": "embeddings are not finite"}
     write_json(run / "probes.json", results)
     page, text = document([run], None)
     notes = [li["text"] for li in page.all("li")]
     assert [note for note in notes if note.endswith("probes.json: s1: accuracy is undefined: no clip")]
+    assert [note for note in notes if note.endswith("s0: broken is not scored: embeddings are not finite")]
     heads = heads_of(text, "Probes of the frozen encoder")
     assert "s0other" in heads
     assert not [head for head in heads if head.startswith("s1")]

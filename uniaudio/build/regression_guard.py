@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,8 @@ from uniaudio.config.stages import GuardConfig
 from uniaudio.console import make_console
 from uniaudio.errors import UserError, convert_to_user_error
 from uniaudio.evaluate.forgetting import POINTS
-from uniaudio.evaluate.probing.labelled_folder import build_folder_suite, hold_folders
-from uniaudio.evaluate.probing.suite_run import probe_held
+from uniaudio.evaluate.probing.held_probes import HeldScores, probe_held
+from uniaudio.evaluate.probing.labelled_folder import hold_folders, read_folders
 from uniaudio.evaluate.probing.task_rows import TaskRows, read_task
 from uniaudio.model.encoders.base import AudioEncoder
 
@@ -24,41 +24,66 @@ SEEDS = 3
 
 
 def read_guarded_sets(config: RunConfig) -> list[TaskRows]:
-    """Read the guarded sets of a run; the main process says which of their rows are left out.
+    """Read the guarded sets of a run; the main process says which of them, and of their rows, are left out.
 
     Raises:
-        UserError: when one is no labelled folder.
+        UserError: when one is no labelled folder, or none has rows and classes enough.
     """
     if config.guard is None:
         return []
-    console = make_console(stderr=True, quiet=os.environ.get("RANK", "0") != "0")
-    folders = {name: Path(folder) for name, folder in config.guard.sets.items()}
-    return hold_folders(folders, lambda sentence: console.print(f"guard: {sentence}"), SETS)
+    quiet = os.environ.get("RANK", "0") != "0"
+    return hold_folders(list_set_folders(config.guard), lambda sentence: print_note(sentence, quiet), SETS)
 
 
-def check_guarded_sets(config: RunConfig) -> None:
+def check_guarded_sets(config: RunConfig, note: Callable[[str], None]) -> None:
     """Read the rows of the guarded sets of a run, without their clips.
 
+    Args:
+        note: is given a sentence about sets that a run leaves out.
+
     Raises:
-        UserError: when one is no labelled folder, or has no rows that can be used.
+        UserError: see ``read_guarded_sets``.
     """
     if config.guard is not None:
-        folders = {name: Path(folder) for name, folder in config.guard.sets.items()}
-        for name, (task, card) in build_folder_suite(folders, SETS).tasks.items():
-            read_task(name, task, card)
+        read_folders(list_set_folders(config.guard), read_task, lambda text: note(f"guard: {text}"), SETS)
 
 
-def score_guarded_sets(
-    encoder: AudioEncoder, sets: list[TaskRows], settings: GuardConfig
-) -> dict[str, float]:
-    """Return the accuracy of the guard's probe on every guarded set."""
-    scores = probe_held(encoder, sets, SEEDS, (settings.probe,))
-    return {name: probes[settings.probe]["mean"] for name, probes in scores.items()}
+def list_set_folders(settings: GuardConfig) -> dict[str, Path]:
+    """Return the folders of the guarded sets by name."""
+    return {name: Path(folder) for name, folder in settings.sets.items()}
+
+
+def print_note(sentence: str, quiet: bool = False) -> None:
+    """Print what a user must know of the guarded sets before a run begins."""
+    make_console(stderr=True, quiet=quiet).print(f"guard: {sentence}", soft_wrap=True)
+
+
+def score_guarded_sets(encoder: AudioEncoder, sets: list[TaskRows], settings: GuardConfig) -> HeldScores:
+    """Return the scores of guarded sets by the guard's probe."""
+    return probe_held(encoder, sets, SEEDS, (settings.probe,))
+
+
+def list_accuracies(measured: HeldScores, settings: GuardConfig) -> dict[str, float]:
+    """Return the accuracy of every guarded set that has a score."""
+    return {name: probes[settings.probe]["mean"] for name, probes in measured.scores.items()}
 
 
 def measure_reference(encoder: AudioEncoder, sets: list[TaskRows], settings: GuardConfig) -> dict[str, Any]:
-    """Return what is stored of the encoder that a run starts from: the probe and the score of every guarded set."""
-    return {"probe": settings.probe, "scores": score_guarded_sets(encoder, sets, settings)}
+    """Return what is stored of the encoder that a run starts from: the probe, the scores of the guarded sets, and the
+    sets without a score, which are not guarded. What was left out is printed.
+
+    Raises:
+        UserError: when no set has a score.
+    """
+    measured = score_guarded_sets(encoder, sets, settings)
+    unscored = [f"{name} cannot be scored: {reason}" for name, reason in measured.unscored.items()]
+    if not measured.scores:
+        raise UserError(f"guard: {'; '.join(unscored)}")
+    for sentence in (*measured.notes, *(f"{one}; the set is not guarded" for one in unscored)):
+        print_note(sentence)
+    left_out = [name for name in settings.sets if name not in measured.scores]
+    reference = {"probe": settings.probe, "scores": list_accuracies(measured, settings)}
+    return reference | ({"left_out": left_out} if left_out else {})
 
 
 def write_reference(reference: Mapping[str, Any], run_dir: Path) -> None:
@@ -67,7 +92,7 @@ def write_reference(reference: Mapping[str, Any], run_dir: Path) -> None:
 
 
 def read_reference(settings: GuardConfig, run_dir: Path) -> dict[str, float]:
-    """Return the scores of the guarded sets where the run began.
+    """Return the scores of the guarded sets where the run began; those that were left out have none.
 
     Raises:
         UserError: when they are missing, cannot be read, are of another probe, or lack a guarded set.
@@ -79,15 +104,17 @@ def read_reference(settings: GuardConfig, run_dir: Path) -> dict[str, float]:
     with convert_to_user_error(f"{path} cannot be read", fix):
         reference = json.loads(path.read_text(encoding="utf-8"))
     match reference:
-        case {"probe": str(probe), "scores": dict(scores)} if all(map(is_score, scores.values())):
-            pass
+        case {"probe": str(probe), "scores": dict(scores)} if all(
+            map(is_score, scores.values())
+        ) and isinstance(reference.get("left_out", []), list):
+            left_out: list[str] = reference.get("left_out", [])
         case _:
             raise UserError(
                 f"{path} must contain the name of a probe and, for each set, a score from 0 to 1; {fix}"
             )
     if probe != settings.probe:
         raise UserError(f"guard.probe is {settings.probe}, but the run began with {probe}")
-    if missing := [name for name in settings.sets if name not in scores]:
+    if missing := [name for name in settings.sets if name not in scores and name not in left_out]:
         raise UserError(
             f"guard.sets.{missing[0]}: the run began without it, so {path} has no score for it; leave it out"
         )
@@ -101,15 +128,22 @@ def is_score(value: object) -> bool:
 
 def describe_guard_drops(
     encoder: AudioEncoder, sets: list[TaskRows], settings: GuardConfig, run_dir: Path
-) -> list[str]:
-    """Return a sentence for each guarded set that lost more than the guard allows since the run began.
+) -> tuple[list[str], list[str]]:
+    """Probe the guarded sets that had a score where the run began.
+
+    Returns:
+        A sentence for each set that lost more than the guard allows since then, or cannot be scored any more, and
+        sentences about clips that were left out.
 
     Raises:
         UserError: as ``read_reference``.
     """
     reference = read_reference(settings, run_dir)
-    known = {name: reference[name] for name in settings.sets}
-    return find_broken_guards(known, score_guarded_sets(encoder, sets, settings), settings.max_drop)
+    measured = score_guarded_sets(encoder, [rows for rows in sets if rows.name in reference], settings)
+    now = list_accuracies(measured, settings)
+    known = {name: reference[name] for name in now}
+    broken = [f"{name} cannot be scored: {reason}" for name, reason in measured.unscored.items()]
+    return [*broken, *find_broken_guards(known, now, settings.max_drop)], measured.notes
 
 
 def find_broken_guards(

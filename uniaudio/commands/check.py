@@ -84,7 +84,7 @@ def check_run(config: RunConfig, console: Console | None = None) -> None:
         parts = check_all_names(config, read_decoder_config(config) if decoder is None else decoder.config)
         if parts is not None and config.decoder.kind != "whisper":
             print_adapter_size(config, parts, console)
-    check_guarded_sets(config)
+    check_guarded_sets(config, lambda note: print_problem(note, console))
     with keep_sources_open():
         check_rows(config, encoders, decoder, console)
     console.print(

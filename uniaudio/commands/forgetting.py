@@ -34,8 +34,9 @@ from uniaudio.evaluate.generation.entry_metrics import describe_cut_answers, for
 from uniaudio.evaluate.metrics.text_metrics import LOWER_IS_BETTER
 from uniaudio.evaluate.probing.class_scores import ProbeScores
 from uniaudio.evaluate.probing.clip_probes import KINDS
+from uniaudio.evaluate.probing.held_probes import probe_held
 from uniaudio.evaluate.probing.labelled_folder import hold_folders, parse_folders
-from uniaudio.evaluate.probing.suite_run import probe_held
+from uniaudio.evaluate.probing.lost_classes import UnmeasurableTaskError
 from uniaudio.evaluate.probing.task_rows import TaskRows
 from uniaudio.outputs import check_output_folder
 from uniaudio.report.probe_scores import FINGERPRINTS
@@ -90,7 +91,7 @@ def measure_forgetting(
             style="yellow",
             soft_wrap=True,
         )
-    sets = hold_folders(folders, lambda sentence: console.print(sentence, style="yellow"))
+    sets = hold_probed_sets(folders, answers, console)
     matrices: dict[str, ScoreMatrix] = {}
     if sets:
         rows = probe_rows(config, stages, sets, seeds, console)
@@ -103,10 +104,27 @@ def measure_forgetting(
     return show_matrices(matrices, fingerprints, out, console)
 
 
+def hold_probed_sets(folders: Mapping[str, Path], answers: bool, console: Console) -> list[TaskRows]:
+    """Read the labelled folders to probe; what is left out of them is printed.
+
+    Raises:
+        UserError: see ``hold_folders``; where answers are measured, too, sets with too few rows are no reason.
+    """
+    try:
+        return hold_folders(folders, lambda text: console.print(text, style="yellow", soft_wrap=True))
+    except UnmeasurableTaskError as problem:
+        if not answers:
+            raise
+        console.print(f"nothing is probed: {problem}", style="yellow", soft_wrap=True)
+        return []
+
+
 def probe_rows(
     config: RunConfig, stages: Mapping[str, Path], sets: Sequence[TaskRows], seeds: int, console: Console
 ) -> dict[str, dict[str, ProbeScores]]:
-    """Return the probes of the starting encoder and of every stage's, by set."""
+    """Return the probes of the starting encoder and of every stage's, by set; where a set cannot be scored, it has
+    none, and the reason is printed.
+    """
     rows = {}
     for name in (START, *stages):
         console.print(f"probing {name}", style="dim")
@@ -115,7 +133,11 @@ def probe_rows(
             if name == START
             else load_encoder(str(stages[name]), trust=config.trust)
         )
-        rows[name] = probe_held(encoder, sets, seeds)
+        measured = probe_held(encoder, sets, seeds)
+        rows[name] = measured.scores
+        unscored = [f"{one} cannot be scored: {reason}" for one, reason in measured.unscored.items()]
+        for sentence in (*measured.notes, *unscored):
+            console.print(f"{name}: {sentence}", style="yellow", soft_wrap=True)
         del encoder  # freed before the next one is loaded
     return rows
 
@@ -178,7 +200,10 @@ def probe_matrices(
         f"probe/{kind}": ScoreMatrix(
             tuple(rows),
             tuple(sets),
-            tuple(tuple(scores[s][kind]["mean"] for s in sets) for scores in rows.values()),
+            tuple(
+                tuple(scores[s][kind]["mean"] if s in scores else None for s in sets)
+                for scores in rows.values()
+            ),
             tuple(first.get(s) for s in sets),
         )
         for kind in KINDS

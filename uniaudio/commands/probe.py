@@ -47,7 +47,7 @@ def run_probe(
 
     Raises:
         UserError: when neither folders nor a suite or both are given, or the protocol is unknown; see ``read_task`` and
-            ``run_suite``; at the end, for tasks of which too few rows can be used.
+            ``run_suite``; at the end, for tasks, and models on tasks, without scores.
     """
     if (suite is None) == (not data):
         raise UserError("give either --data NAME=FOLDER or --suite NAME")

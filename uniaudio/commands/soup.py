@@ -28,8 +28,9 @@ from uniaudio.config.trust import NO_TRUST, Trust, remember_run
 from uniaudio.console import make_console
 from uniaudio.errors import UserError
 from uniaudio.evaluate.probing.clip_probes import ProbeKind
-from uniaudio.evaluate.probing.labelled_folder import hold_folders, parse_folders
-from uniaudio.evaluate.probing.suite_run import probe_held
+from uniaudio.evaluate.probing.held_probes import HeldScores, probe_held
+from uniaudio.evaluate.probing.labelled_folder import hold_folders, keep_measurable, parse_folders
+from uniaudio.evaluate.probing.lost_classes import UnmeasurableTaskError
 from uniaudio.evaluate.probing.task_rows import TaskRows
 from uniaudio.model.lora import merge_lora, strip_lora_name
 from uniaudio.train.checkpoint.folders import is_complete
@@ -105,6 +106,10 @@ def make_soup(
         UserError: when the models do not fit together, or nothing can choose between several shares.
     """
     console = make_console()
+
+    def note(sentence: str) -> None:
+        console.print(sentence, style="yellow", soft_wrap=True)
+
     refuse_filled_folder(out)
     refuse_unused_options(len(specs), start, weights, alphas, data)
     opened = [open_checkpoint_or_explain(spec) for spec in specs]
@@ -121,13 +126,12 @@ def make_soup(
         chosen = alphas[0]
         facts = {"from": start or "the weights named in the config", "to": specs[0]}
         if len(alphas) > 1:
-            held = hold_folders(parse_folders(data), lambda sentence: console.print(sentence, style="yellow"))
-            sets = [hold_out_clips(rows) for rows in held]
             scores = score_shares(
                 lambda a: build_encoder_with(config, last, interpolate_tensors(origin, last.model, a)),
                 alphas,
-                sets,
+                hold_out_sets(data, note),
                 probe,
+                note,
             )
             chosen = max(scores, key=lambda a: (scores[a]["mean"], a))
             console.print(build_shares_table(scores, chosen, probe))
@@ -260,29 +264,67 @@ def build_encoder_with(config: RunConfig, checkpoint: Checkpoint, tensors: Tenso
     return holder.encoder.eval()
 
 
+def hold_out_sets(data: Sequence[str], note: Callable[[str], None]) -> list[TaskRows]:
+    """Read labelled folders, given as ``NAME=FOLDER``, and hold out train clips of each, see ``hold_out_clips``.
+
+    Raises:
+        UserError: see ``hold_folders``; when no set has classes with clips enough.
+    """
+    held = {rows.name: rows for rows in hold_folders(parse_folders(data), note)}
+    return list(keep_measurable(held, lambda name: hold_out_clips(held[name]), note).values())
+
+
 def hold_out_clips(rows: TaskRows) -> TaskRows:
-    """Return a task whose test clips are every fourth train clip of each class: the true test split chooses nothing."""
+    """Return a task whose test clips are every fourth train clip of each class: the true test split chooses nothing.
+
+    Raises:
+        UnmeasurableTaskError: when no class has four of them.
+    """
     train = rows.parts[rows.task.train]
     labels = np.array([rows.answers[i] for i in train])
     test = np.zeros(len(train), dtype=bool)
     for label in rows.classes:
         test[np.flatnonzero(labels == label)[HELD_OUT - 1 :: HELD_OUT]] = True
     if not test.any():
-        raise UserError(
-            f"--data {rows.name}: its classes have fewer than {HELD_OUT} train clips to hold out from"
-        )
+        what = f"its classes have fewer than {HELD_OUT} train clips to hold out from"
+        raise UnmeasurableTaskError(f"--data {rows.name}: {what}", what, rows.skipped)
     return rows.select(train, {rows.task.train: train[~test], rows.task.test: train[test]})
 
 
 def score_shares(
-    encoder_at: Callable[[float], Any], alphas: Sequence[float], sets: Sequence[TaskRows], probe: str
+    encoder_at: Callable[[float], Any],
+    alphas: Sequence[float],
+    sets: Sequence[TaskRows],
+    probe: str,
+    note: Callable[[str], None],
 ) -> dict[float, dict[str, float]]:
-    """Return for each share the accuracy on the held-out clips of every set, and their mean."""
-    scores: dict[float, dict[str, float]] = {}
+    """Return for each share the accuracy on the held-out clips of every set, and their mean.
+
+    A share with which a set cannot be scored cannot be chosen, unless that is so with all shares: then the set counts
+    with none of them.
+
+    Args:
+        note: is given a sentence about clips that are left out, and about sets that cannot be scored.
+
+    Raises:
+        UserError: when no share can be chosen.
+    """
+    measured: dict[float, HeldScores] = {}
+    reasons: list[str] = []
     for alpha in alphas:
-        probes = probe_held(encoder_at(alpha), sets, SEEDS, (cast(ProbeKind, probe),))
-        by_set = {name: scored[probe]["mean"] for name, scored in probes.items()}
-        scores[alpha] = {**by_set, "mean": sum(by_set.values()) / len(by_set)}
+        measured[alpha] = probe_held(encoder_at(alpha), sets, SEEDS, (cast(ProbeKind, probe),))
+        unscored = measured[alpha].unscored
+        reasons = [f"{name} cannot be scored: {reason}" for name, reason in unscored.items()] or reasons
+        for sentence in (*measured[alpha].notes, *(reasons if unscored else ())):
+            note(f"alpha {alpha:g}: {sentence}")
+    names = list(dict.fromkeys(name for one in measured.values() for name in one.scores))
+    scores: dict[float, dict[str, float]] = {}
+    for alpha, one in measured.items():
+        if names and all(name in one.scores for name in names):
+            by_set = {name: one.scores[name][probe]["mean"] for name in names}
+            scores[alpha] = {**by_set, "mean": sum(by_set.values()) / len(by_set)}
+    if not scores:
+        raise UserError(f"no share of the weights can be chosen: {'; '.join(reasons)}")
     return scores
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from uniaudio.build.model import (
 from uniaudio.build.regression_guard import (
     describe_guard_drops,
     measure_reference,
+    print_note,
     read_guarded_sets,
     read_reference,
     write_reference,
@@ -190,7 +192,10 @@ def open_newest(config: RunConfig) -> Checkpoint:
     )
     print_changes(check_resume(config, checkpoint), checkpoint.state["step"])
     if config.guard is not None and not is_finished(TrainState.from_state(checkpoint.state), config):
-        read_reference(config.guard, run_dir)
+        scores = read_reference(config.guard, run_dir)
+        for name in config.guard.sets:
+            if name not in scores and is_main():
+                print_note(f"{name} is not guarded: it was left out when the run began")
     return checkpoint
 
 
@@ -209,12 +214,23 @@ def check_later_stages(
     """
     for stage in config.stages[begun:]:
         refuse_what_shards_cannot(name_spreading_engine(accelerator), stage, config)
-    refusal = None
-    if is_main():
-        try:
+    with refuse_together():
+        if is_main():
             check_stage_rows(config, recipes, begun)
-        except UserError as mistake:
-            refusal = str(mistake)
+
+
+@contextmanager
+def refuse_together() -> Iterator[None]:
+    """Let all ranks end with the mistake that the main process finds inside; all of them must enter.
+
+    Raises:
+        UserError: of the main process.
+    """
+    refusal = None
+    try:
+        yield
+    except UserError as mistake:
+        refusal = str(mistake)
     if sentence := gather_objects(refusal)[0]:
         raise UserError(sentence)
 
@@ -263,8 +279,10 @@ class RunModels:
                 make_console().print(note, style="yellow", soft_wrap=True)
         check_stage_names(config, ParameterNames.of(loaded.model))
         self.reference: dict[str, Any] | None = None
-        if config.guard is not None and not continued and is_main():
-            self.reference = measure_reference(loaded.model.encoder, sets, config.guard)
+        if config.guard is not None and not continued:
+            with refuse_together():
+                if is_main():
+                    self.reference = measure_reference(loaded.model.encoder, sets, config.guard)
         self.choose = make_chooser(config, recipes, loaded.model, accelerator.device)
         self.first: nn.Module | None = loaded.model
 
@@ -346,8 +364,8 @@ class RunEvaluator:
                 )
         return shown[:MOST_ANSWERS]
 
-    def check_guard(self, model: nn.Module) -> list[str]:
-        """Return a sentence for each guarded set that lost more than the guard allows."""
+    def check_guard(self, model: nn.Module) -> tuple[list[str], list[str]]:
+        """Return a sentence for each guarded set that lost more than the guard allows, and about clips left out."""
         assert self.config.guard is not None
         encoder = cast_to_audio_lm(model).encoder
         return describe_guard_drops(encoder, self.sets, self.config.guard, Path(self.config.output_dir))

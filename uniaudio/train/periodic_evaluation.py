@@ -79,8 +79,8 @@ class PeriodicEvaluation:
         if guard is None or (self.position.step % guard.every and not over):
             return False
         with tracker.show_waiting("probing the guard's sets", plain=True):
-            broken = self.run_in_eval_mode(self.run.evaluator.check_guard, on_main_alone=True)
-        for sentence in broken:
+            broken, notes = self.run_in_eval_mode(self.run.evaluator.check_guard, on_main_alone=True)
+        for sentence in (*notes, *broken):
             tracker.warn(f"guard: {sentence}")
         tracker.log_event("guard", step=self.position.step, broken=broken)
         return bool(broken) and guard.action == "stop"

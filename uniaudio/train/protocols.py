@@ -107,6 +107,8 @@ class Evaluator(Protocol):
         """
         ...
 
-    def check_guard(self, model: nn.Module) -> list[str]:
-        """Return a sentence for each guarded set that got worse than the config allows."""
+    def check_guard(self, model: nn.Module) -> tuple[list[str], list[str]]:
+        """Return a sentence for each guarded set that got worse than the config allows, or cannot be scored any more,
+        and sentences about clips that were left out.
+        """
         ...

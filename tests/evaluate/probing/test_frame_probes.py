@@ -49,6 +49,7 @@ def task(count: int = 60, noise: float = 0.1, **frame) -> tuple[TaskRows, Embedd
         card,
         ("train", "test"),
         np.arange(len(answers)),
+        tuple(map(str, range(len(answers)))),
         tuple(answers),
         parts,
         trials,

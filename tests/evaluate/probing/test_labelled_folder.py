@@ -8,6 +8,7 @@ from helpers.files import clip_bytes, write_tar
 
 from uniaudio.errors import UserError
 from uniaudio.evaluate.probing.labelled_folder import build_folder_suite, hold_folders, parse_folders
+from uniaudio.evaluate.probing.lost_classes import UnmeasurableTaskError
 
 
 @pytest.fixture
@@ -97,6 +98,63 @@ def test_a_folder_whose_test_clips_are_all_unusable_ends_with_the_first_reason(f
     (folder / "2.wav").write_bytes(b"")
     with pytest.raises(UserError, match=r"task set: no row of 'test' can be used; first skipped row: 2\.wav"):
         read_folder(folder)
+
+
+def write_named(folder, labels, splits=("train", "train", "test", "test")):
+    """Write a folder beside it with a row for each of its four clips."""
+    folder.mkdir()
+    rows = [(f"../{i}.wav", *pair) for i, pair in enumerate(zip(labels, splits, strict=True))]
+    write_rows(folder, ".csv", rows)
+    return folder
+
+
+def test_folders_with_too_few_classes_are_left_out(folder):
+    folders = {
+        "one": write_named(folder / "one", "aaaa"),
+        "good": write_named(folder / "good", "abab"),
+        "apart": write_named(folder / "apart", "aaba"),
+        "untested": write_named(folder / "untested", "abab", ("train",) * 4),
+    }
+    sentences = []
+    held = hold_folders(folders, sentences.append)
+    assert [(rows.name, rows.answers) for rows in held] == [("good", ("a", "b", "a", "b"))]
+    assert sentences == [
+        "one is left out: 'label' names 1 class, too few to probe",
+        "apart is left out: too few classes are left: none of the training rows has class 'b'",
+        "untested is left out: split 'test' holds no usable rows",
+    ]
+    del folders["good"]
+    with pytest.raises(UnmeasurableTaskError) as raised:
+        hold_folders(folders, sentences.append)
+    assert str(raised.value) == (
+        "task one: 'label' names 1 class, too few to probe; task apart: too few classes are left: none of the "
+        "training rows has class 'b'; task untested: split 'test' holds no usable rows"
+    )
+    assert len(sentences) == 3
+
+
+def test_a_folder_whose_clips_cannot_be_decoded_is_left_out(folder):
+    folders = {"bad": write_named(folder / "bad", "abab"), "good": write_named(folder / "good", "abab")}
+    (folder / "bad" / "manifest.csv").write_text(
+        (folder / "bad" / "manifest.csv").read_text(encoding="utf-8").replace("../", "")
+    )
+    for number in range(4):
+        (folder / "bad" / f"{number}.wav").write_bytes(b"no audio")
+    sentences = []
+    assert [rows.name for rows in hold_folders(folders, sentences.append)] == ["good"]
+    (sentence,) = sentences
+    assert sentence.startswith("bad is left out: no clip can be used; first skipped row: ")
+
+
+def test_a_folder_with_other_columns_is_refused_beside_a_good_one(folder):
+    good = write_named(folder / "good", "abab")
+    other = write_named(folder / "other", "abab")
+    text = (other / "manifest.csv").read_text(encoding="utf-8-sig").replace("label", "class")
+    (other / "manifest.csv").write_text(text)
+    with pytest.raises(
+        UserError, match=r"^task other: no row can be used; first skipped row: .* \(no column 'label'"
+    ):
+        hold_folders({"good": good, "other": other}, print)
 
 
 @pytest.mark.parametrize(

@@ -49,7 +49,10 @@ def task(count: int = 24, **settings) -> tuple[TaskRows, Embedded, Reader]:
     card = DatasetCard("d", Load(jsonl="d"), "CC0", None, ("audio",), {}, {}, Path("d.yaml"))
     task = TaskFile(dataset="d", kind="retrieval", domain="sound", **{"epochs": 20, "batch": 6, **settings})
     trials = (Trial(parts["train"], None, parts["test"]),)
-    rows = TaskRows("d", task, card, ("train", "test"), np.arange(len(answers)), answers, parts, trials, ())
+    keys = tuple(map(str, range(len(answers))))
+    rows = TaskRows(
+        "d", task, card, ("train", "test"), np.arange(len(answers)), keys, answers, parts, trials, ()
+    )
     ones = torch.ones(len(kinds), dtype=torch.int64)
     return rows, Embedded(values, ones, torch.arange(len(kinds))), Reader(6)
 

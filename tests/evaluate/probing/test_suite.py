@@ -22,13 +22,14 @@ from uniaudio.data.sources.base import decode_clips
 from uniaudio.errors import RowError, UserError
 from uniaudio.evaluate.embedding import embed_clips
 from uniaudio.evaluate.probing import task_embeddings
+from uniaudio.evaluate.probing.finite_embeddings import find_broken_clips
+from uniaudio.evaluate.probing.held_probes import probe_held
 from uniaudio.evaluate.probing.labelled_folder import hold_folders
 from uniaudio.evaluate.probing.lost_classes import LostClass, UnmeasurableTaskError, describe_lost_classes
 from uniaudio.evaluate.probing.suite import load_suite
-from uniaudio.evaluate.probing.suite_run import probe_held
 from uniaudio.evaluate.probing.suite_table import build_suite_tables
 from uniaudio.evaluate.probing.task_answers import list_labels
-from uniaudio.evaluate.probing.task_embeddings import crop_clip, embed_task
+from uniaudio.evaluate.probing.task_embeddings import Embedded, crop_clip, embed_task
 from uniaudio.evaluate.probing.task_rows import hash_contents, read_task
 from uniaudio.model.encoders.whisper import WhisperAudioEncoder
 from uniaudio.model.model_hash import hash_model
@@ -108,10 +109,9 @@ def test_a_class_that_the_sample_leaves_out_of_training(tones):
     for number, row in enumerate(rows):
         row["label"] = str(number % 30)  # of which the test split has ten
     write_manifest(tones, rows)
-    with pytest.raises(
-        UserError, match=r"does not occur in its training rows; raise max_clips, or leave it out"
-    ):
-        the_task(tones, max_clips=4)
+    message = r"no test label, such as '\d', occurs in its training rows; raise max_clips, or leave it out"
+    with pytest.raises(UserError, match=message):
+        the_task(tones, max_clips=1)
 
 
 def test_folds_are_the_same_number_with_and_without_a_point(tones):
@@ -327,25 +327,175 @@ def break_longest_clips(model: WhisperAudioEncoder) -> WhisperAudioEncoder:
     return model
 
 
+LONGEST = (8, 17, 26, 35)  # the clips of 0.7 s
+NOT_FINITE = "non-finite embedding"
+
+
+def give_models(monkeypatch, models: dict[str, WhisperAudioEncoder]) -> None:
+    """Let the command load these models by their names."""
+    monkeypatch.setattr(probing, "check_model", lambda spec, trust: None)
+    monkeypatch.setattr(probing, "add_references", lambda specs, trust, wanted: (specs, {}))
+    monkeypatch.setattr(probing, "load_encoder", lambda spec, trust, keep_frames: models[spec])
+    monkeypatch.setattr(probing, "fingerprint_models", lambda encoders: {})
+
+
+def break_all_clips(model: WhisperAudioEncoder) -> WhisperAudioEncoder:
+    with torch.no_grad():
+        model.whisper.layer_norm.weight.fill_(float("inf"))
+    return model
+
+
+def drop_longest(root: Path) -> None:
+    write_manifest(root, [row for number, row in enumerate(manifest_rows(root)) if number not in LONGEST])
+
+
 @pytest.mark.parametrize("kind", ["clip", "frame", "retrieval"])
 @pytest.mark.parametrize("protocol", ["masked", "xares"])
-def test_embeddings_that_are_not_finite_are_refused(tones, monkeypatch, kind, protocol):
+def test_clips_whose_embeddings_are_not_finite_are_left_out(tones, monkeypatch, capsys, kind, protocol):
     """A probe would name one class for all clips, and a retrieval probe would find all pairs right."""
-    name = write_suite(tones, {"tone": {"kind": kind, "encode": 1}}, text_model=tiny_bert(tones / "bert"))
-    model = break_longest_clips(encoder())
-    monkeypatch.setattr(probing, "load_encoder", lambda spec, trust, keep_frames: model)
+    task = {"kind": kind, "encode": 1, "epochs": 3}
+    name = write_suite(tones, {"tone": task}, text_model=tiny_bert(tones / "bert"))
+    give_models(monkeypatch, {"m": break_longest_clips(encoder())})
+    result = run_probe(["m"], suite=name, protocol=protocol, seeds=1)
+    facts = result["tasks"]["tone"]
+    assert facts["skipped"] == [
+        {"source": "tones", "row": f"{i}.wav", "reason": NOT_FINITE, "detail": "NaN or infinite values by m"}
+        for i in LONGEST
+    ]
+    assert (facts["train"], facts["test"], "not_scored" in facts) == (27, 9, False)
+    said = " ".join(capsys.readouterr().out.split())
+    assert "tone: 4 rows skipped: 4 non-finite embedding; first skipped row: 8.wav: non-finite" in said
+    assert run_probe(["m"], suite=name, protocol=protocol, seeds=1) == result  # from the cache
+    drop_longest(tones)
+    without = run_probe(["m"], suite=name, protocol=protocol, seeds=1)["scores"]["tone"]["m"]
+    means = {probe: score["mean"] for probe, score in result["scores"]["tone"]["m"].items()}
+    assert means == {probe: pytest.approx(score["mean"]) for probe, score in without.items()}
+
+
+def test_all_models_are_scored_on_the_clips_that_are_finite_by_each_of_them(tones, monkeypatch, capsys):
+    models = {"sound": encoder(), "broken": break_longest_clips(encoder(1)), "third": encoder(2)}
+    give_models(monkeypatch, models)
+    name = write_suite(tones, {"tone": {}})
+    result = run_probe(list(models), suite=name, seeds=1)
+    printed = capsys.readouterr().out
+    assert [printed.count(f"tone: {model} is probed") for model in models] == [1, 1, 1]
+    assert [skip["row"] for skip in result["tasks"]["tone"]["skipped"]] == [f"{i}.wav" for i in LONGEST]
+    assert {skip["detail"] for skip in result["tasks"]["tone"]["skipped"]} == {
+        "NaN or infinite values by broken"
+    }
+    assert list(result["scores"]["tone"]) == list(models)
+    drop_longest(tones)
+    assert run_probe(list(models), suite=name, seeds=1)["scores"] == result["scores"]
+
+
+@pytest.mark.parametrize(("broken", "clips"), [(1, 40), (4, 40), (1, 5)])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_up_to_a_tenth_of_the_clips_may_be_left_out(tones, broken, clips, value):
+    rows = the_task(tones)
+    first = 28 if clips < 40 else 0  # of both splits
+    gone = set(range(40)) - set(range(first, first + clips))
+    rows = rows.drop({i: Skip("tones", rows.keys[i], "broken audio", "") for i in gone})
+
+    def find(count):
+        values = torch.zeros(clips, 3)
+        values[:count, 1] = value
+        return find_broken_clips(rows, [Embedded(values, torch.ones(clips).long(), torch.arange(clips))])
+
+    wanted = [Skip("tones", f"{first + i}.wav", NOT_FINITE, "NaN or infinite values") for i in range(broken)]
+    assert find(broken) == dict(enumerate(wanted))
+    assert find(0) == {}
     message = (
-        r"whisper: task tone: embeddings of 4 of 40 clips are not finite .* such as those of 8\.wav; leave"
+        rf"^task tones: embeddings of {max(2, clips // 10 + 1)} of {clips} clips are not finite \(NaN or infinite\), "
+        rf"such as those of {first}\.wav; check the weights of the model, and these clips$"
     )
-    for _ in range(2):  # the second time they come from the cache
-        with pytest.raises(UserError, match=message):
-            run_probe([str(tones / "whisper")], suite=name, protocol=protocol, seeds=1)
+    with pytest.raises(UnmeasurableTaskError, match=message):
+        find(max(2, clips // 10 + 1))
 
 
-def test_held_clips_with_embeddings_that_are_not_finite_are_refused(tones):
+def test_a_model_that_is_not_finite_costs_no_scores_of_the_others(tones, monkeypatch, capsys):
+    models = {"broken": break_all_clips(encoder(1)), "sound": encoder()}
+    give_models(monkeypatch, models)
+    name, out = write_suite(tones, {"tone": {}, "place": {"column": "fold"}}), tones / "probes.json"
+    reason = (
+        "embeddings of 40 of 40 clips are not finite (NaN or infinite), such as those of 0.wav; check the weights of "
+        "the model, and these clips"
+    )
+    with pytest.raises(UserError) as raised:
+        run_probe(list(models), suite=name, out=out, seeds=1, layers=True)
+    assert str(raised.value) == "; ".join(
+        f"task {task}: broken is not scored: {reason}" for task in ("tone", "place")
+    )
+    result = json.loads(out.read_text())
+    for task in ("tone", "place"):
+        facts = result["tasks"][task]
+        assert (facts["not_scored"], facts["skipped"], facts["test"]) == ({"broken": reason}, [], 10)
+        assert "undefined" not in facts
+        assert list(result["scores"][task]) == list(result["layers"][task]) == ["sound"]
+    assert list(result["average"]) == ["sound"]
+    scores, averages = build_suite_tables(result)[:2]
+    rows = list(zip(*(column.cells for column in scores.columns), strict=True))
+    assert rows[0] == ("tone", "sound", "accuracy", "broken", "–", "–", "–")
+    assert rows[1][3] == "sound"
+    assert all("±" in text and "(" not in text for text in rows[1][4:])  # it is compared with nothing
+    assert f"tone: broken is not scored: {reason}" in scores.caption
+    assert averages.caption == "no averages of broken, which has no scores of tone, place"
+    assert f"task tone: broken is not scored: {reason}" in " ".join(capsys.readouterr().out.split())
+    alone = run_probe(["sound"], suite=name, seeds=1, layers=True)
+    assert (alone["scores"], alone["average"]) == (result["scores"], result["average"])
+
+
+def test_a_task_without_finite_embeddings_costs_no_scores_of_the_others(tones, monkeypatch):
+    rows = manifest_rows(tones)
+    for number in (8, 17, 26, 1, 2):
+        rows[number]["part"] = "a"
+    for number in (35, 30, 31):
+        rows[number]["part"] = "b"
+    for row in rows:
+        row.setdefault("part", "c")
+    write_manifest(tones, rows)
+    give_models(monkeypatch, {"m": break_longest_clips(encoder())})
+    few = {"split_column": "part", "train": "a", "test": "b"}
+    name, out = write_suite(tones, {"few": few, "tone": {}}), tones / "probes.json"
+    reason = "embeddings of 4 of 8 clips are not finite"
+    with pytest.raises(UserError, match=f"^task few: {reason}"):
+        run_probe(["m"], suite=name, out=out, seeds=1)
+    result = json.loads(out.read_text())
+    assert result["tasks"]["few"]["undefined"]["accuracy"].startswith(reason)
+    assert (list(result["scores"]), result["tasks"]["tone"]["test"]) == (["tone"], 9)
+    means = {probe: score["mean"] for probe, score in result["scores"]["tone"]["m"].items()}
+    assert {probe: parts["all"] for probe, parts in result["average"]["m"].items()} == means
+
+
+def test_a_model_that_leaves_too_few_classes_takes_none_from_the_others(tones, monkeypatch):
+    rows = manifest_rows(tones)
+    for number, row in enumerate(rows):
+        row["label"] = "rare" if number in (0, 35) else "usual"
+    write_manifest(tones, rows)
+    give_models(monkeypatch, {"broken": break_longest_clips(encoder(1)), "sound": encoder()})
+    with pytest.raises(
+        UserError, match=r"task tone: broken is not scored: too few classes are left: the only row"
+    ):
+        run_probe(
+            ["broken", "sound"], suite=write_suite(tones, {"tone": {}}), out=tones / "probes.json", seeds=1
+        )
+    facts = json.loads((tones / "probes.json").read_text())["tasks"]["tone"]
+    assert (facts["classes"], facts["test"], facts["skipped"], "lost_classes" in facts) == (2, 10, [], False)
+
+
+def test_held_clips_with_embeddings_that_are_not_finite_are_left_out(tones):
     (rows,) = hold_folders({"tone": Path("tones")}, print)
-    with pytest.raises(UserError, match=r"task tone: embeddings of 4 of 40 clips are not finite"):
-        probe_held(break_longest_clips(encoder()), [rows], 1)
+    measured = probe_held(break_longest_clips(encoder()), [rows], 1)
+    assert measured.notes == [
+        "tone: 4 rows skipped: 4 non-finite embedding; first skipped row: 8.wav: non-finite embedding (NaN or "
+        "infinite values)"
+    ]
+    assert measured.unscored == {}
+    drop_longest(tones)
+    (without,) = hold_folders({"tone": Path("tones")}, print)
+    assert probe_held(encoder(), [without], 1).scores == measured.scores
+    broken = probe_held(break_all_clips(encoder()), [rows], 1)
+    assert (broken.scores, broken.notes, list(broken.unscored)) == ({}, [], ["tone"])
+    assert broken.unscored["tone"].startswith("embeddings of 40 of 40 clips are not finite")
 
 
 def test_a_suite_inherits_and_drops_tasks(tones):
@@ -382,7 +532,7 @@ def test_mistakes_in_a_suite_are_refused(tones, task, message):
         ({"column": "lable"}, "no column 'lable'.*did you mean 'label'"),
         ({"folds": "flod"}, "no column 'flod'"),
         ({"folds": "split"}, None),
-        ({"folds": "label"}, "does not occur in its training rows"),
+        ({"folds": "label"}, "^task tone: no test label, such as 'high', occurs in its training rows$"),
         ({"kind": "multilabel", "column": "fold"}, "must be text or a list"),
         ({"kind": "frame", "column": "tags"}, "events must be a list"),
     ],
@@ -401,12 +551,89 @@ def test_rows_are_checked_before_a_model_is_loaded(tones, monkeypatch, task, mes
         run_probe(["whisper"], suite=write_suite(tones, {"tone": task}), seeds=1)
 
 
-def test_a_test_label_that_was_never_trained_is_refused(tones):
+def test_rows_of_a_class_that_was_never_trained_are_left_out(tones, capsys):
+    name_middle(tones, 35, 37)
+    rows = the_task(tones)
+    assert rows.lost == (LostClass("middle", "test", 2, trained=False),)
+    assert rows.classes == ("high", "low")
+    assert rows.numbers.tolist() == [i for i in range(40) if i not in (35, 37)]
+    assert [row.key for row in rows.rows()] == list(rows.keys)
+    assert len(rows.trials[0].test) == len(rows.parts["test"]) == 8
+    name, model = write_suite(tones, {"tone": {}}), str(tones / "whisper")
+    result = run_probe([model], suite=name, seeds=1)
+    facts = result["tasks"]["tone"]
+    assert facts["lost_classes"] == [{"label": "middle", "split": "test", "rows": 2, "trained": False}]
+    assert (facts["classes"], facts["train"], facts["test"], facts["skipped"]) == (2, 30, 8, [])
+    sentence = (
+        "tone: none of the training rows has class 'middle', so its 2 rows in split 'test' are left out"
+    )
+    assert sentence in " ".join(capsys.readouterr().out.split())
+    write_manifest(tones, [row for row in manifest_rows(tones) if row["label"] != "middle"])
+    assert run_probe([model], suite=name, seeds=1)["scores"] == result["scores"]
+
+
+def test_a_class_that_trains_and_is_not_tested_stays(tones):
+    name_middle(tones, 4)
+    rows = the_task(tones)
+    assert (rows.lost, rows.classes, len(rows.answers)) == ((), ("high", "low", "middle"), 40)
+
+
+def test_with_folds_the_rows_of_a_class_of_one_fold_are_left_out(tones):
+    name_middle(tones, 1, 4)  # both of the fold 1
+    rows = the_task(tones, folds="fold")
+    assert rows.lost == (LostClass("middle", "1", 2, trained=False),)
+    assert (rows.classes, len(rows.answers)) == (("high", "low"), 38)
+    assert [len(trial.test) for trial in rows.trials] == [14, 11, 13]
+    name_middle(tones, 0)
+    assert (the_task(tones, folds="fold").lost, len(the_task(tones, folds="fold").answers)) == ((), 40)
+
+
+def test_labels_of_several_classes_that_were_never_trained_stay(tones):
+    """Their clips are tested by the other classes."""
     rows = manifest_rows(tones)
-    rows[-1]["label"] = "middle"
+    rows[-1]["tags"].append("rare")
     write_manifest(tones, rows)
-    with pytest.raises(UserError, match="'middle' does not occur in its training rows"):
+    task = the_task(tones, kind="multilabel", column="tags")
+    assert (task.lost, len(task.answers), "rare" in task.classes) == ((), 40, True)
+
+
+@pytest.mark.parametrize(
+    ("labels", "kind", "message"),
+    [
+        (
+            lambda number, label: f"{label}_test" if number >= 30 else label,
+            UserError,
+            "no test label, such as 'high_test', occurs in its training rows",
+        ),
+        (
+            lambda number, label: label if number >= 30 else "low",
+            UnmeasurableTaskError,
+            "too few classes are left: none of the training rows has class 'high'",
+        ),
+        (lambda number, label: "low", UnmeasurableTaskError, "'label' names 1 class, too few to probe"),
+    ],
+)
+def test_rows_without_two_classes_to_train_and_test_are_refused(tones, labels, kind, message):
+    rows = manifest_rows(tones)
+    for number, row in enumerate(rows):
+        row["label"] = labels(number, row["label"])
+    write_manifest(tones, rows)
+    with pytest.raises(UserError) as raised:
         the_task(tones)
+    assert (type(raised.value), str(raised.value)) == (kind, f"task tones: {message}")
+
+
+def test_many_classes_that_were_never_trained_are_said_in_one_sentence():
+    lost = [LostClass(name, "test", 2, trained=False) for name in "abcdefg"]
+    (sentence,) = describe_lost_classes("tone", lost, is_fold=False)
+    assert sentence == (
+        "tone: none of the training rows has classes 'a', 'b', 'c', 'd', 'e' and 2 more, so their 14 rows in split "
+        "'test' are left out"
+    )
+    one = LostClass("a", "3", 1, trained=False)
+    assert describe_lost_classes("tone", [one], is_fold=True) == [
+        "tone: none of the training rows has class 'a', so its only row in fold '3' is left out"
+    ]
 
 
 def spoil(root: Path) -> None:
@@ -565,7 +792,8 @@ def test_a_task_is_probed_without_a_class_that_lost_its_last_clip(tones, capsys,
     model = str(tones / "whisper")
     result = run_probe([model], suite=name, seeds=1)
     facts = result["tasks"]
-    assert facts["tone"]["lost_classes"] == [{"label": "middle", "split": lost[0], "rows": lost[1]}]
+    lost_class = {"label": "middle", "split": lost[0], "rows": lost[1], "trained": True}
+    assert facts["tone"]["lost_classes"] == [lost_class]
     assert "lost_classes" not in facts["place"]
     assert {task: entry["classes"] for task, entry in facts.items()} == {"tone": 2, "place": 3}
     assert (facts["tone"]["train"], facts["tone"]["test"], facts["tone"]["weight"]) == (28, 9, 9)
@@ -677,7 +905,7 @@ def test_a_held_folder_says_which_class_it_is_probed_without(tones):
         "class" in sentences
     )
     assert (len(rows.clips), len(rows.answers), rows.classes) == (37, 37, ("high", "low"))
-    (scores,) = probe_held(encoder(), [rows], 1, ("knn",)).values()
+    (scores,) = probe_held(encoder(), [rows], 1, ("knn",)).scores.values()
     assert 0 <= scores["knn"]["mean"] <= 1
 
 
@@ -720,7 +948,7 @@ def test_clips_held_in_memory_get_the_scores_of_the_command(tones):
     (rows,) = hold_folders({"tone": Path("tones")}, sentences.append)
     model = str(tones / "whisper")
     wanted = run_probe([model], ["tone=tones"], seeds=1)
-    assert probe_held(load_encoder(model), [rows], 1) == {"tone": wanted["scores"]["tone"][model]}
+    assert probe_held(load_encoder(model), [rows], 1).scores == {"tone": wanted["scores"]["tone"][model]}
     assert [asdict(skip) for skip in rows.skipped] == wanted["tasks"]["tone"]["skipped"]
     assert sentences[0].startswith("tone: 6 rows skipped: 2 missing column")
     assert sentences[1].startswith("tone: clipped samples in 1 clip: ")

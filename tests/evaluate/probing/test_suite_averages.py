@@ -45,6 +45,12 @@ def test_a_probe_is_averaged_over_the_tasks_that_have_it():
     assert average_scores(scores, STANDINGS)["m"]["knn"] == {"all": 0.4, "speech": 0.4, "public": 0.4}
 
 
+def test_a_model_without_scores_of_a_task_has_no_averages():
+    scores = scored(digits=0.9, sounds=0.2)
+    scores["digits"]["other"] = {"linear": {"mean": 0.8, "std": 0.0}}
+    assert average_scores(scores, STANDINGS) == average_scores(scored(digits=0.9, sounds=0.2), STANDINGS)
+
+
 def test_scores_outside_of_zero_to_one_are_refused():
     with pytest.raises(ValueError, match="must lie in"):
         average_with_weights([-0.1], [1])

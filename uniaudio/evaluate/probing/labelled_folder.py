@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import TypeVar
 
 from uniaudio.data.card import DatasetCard, Split
 from uniaudio.data.card_file import Load
 from uniaudio.data.segment import MANIFEST_SEGMENTS, SegmentColumns
 from uniaudio.errors import UserError
-from uniaudio.evaluate.probing.lost_classes import describe_lost_classes
+from uniaudio.evaluate.probing.lost_classes import UnmeasurableTaskError, describe_lost_classes
 from uniaudio.evaluate.probing.placeholder_classes import (
     count_placeholders,
     describe_placeholder_classes,
@@ -18,6 +19,8 @@ from uniaudio.evaluate.probing.skipped_row_notes import describe_rows
 from uniaudio.evaluate.probing.suite import Suite, TaskFile
 from uniaudio.evaluate.probing.task_embeddings import hold_clips
 from uniaudio.evaluate.probing.task_rows import TaskRows, read_task
+
+T = TypeVar("T")
 
 MANIFESTS = ("manifest.jsonl", "manifest.csv", "manifest.tsv")  # the first that is there is read
 
@@ -46,14 +49,15 @@ def hold_folders(
     """Read labelled folders with all of their clips, to be probed several times.
 
     Args:
-        note: is given a sentence about rows and classes that were left out and clips that are odd.
+        note: is given a sentence about folders, rows and classes that were left out and clips that are odd.
         option: see ``build_folder_suite``.
 
     Raises:
-        UserError: when a folder is not there, holds no manifest, or too few rows that can be used.
+        UserError: when a folder is not there, holds no manifest, or no row of it that can be used.
+        UnmeasurableTaskError: when no folder has rows and classes enough.
     """
-    held = []
-    for name, (task, card) in build_folder_suite(folders, option).tasks.items():
+
+    def hold_folder(name: str, task: TaskFile, card: DatasetCard) -> TaskRows:
         rows, notices = hold_clips(read_task(name, task, card))
         for sentence in (
             *describe_rows(name, rows.skipped, notices),
@@ -61,8 +65,49 @@ def hold_folders(
             *describe_placeholder_classes(name, count_placeholders(rows), is_folder=True),
         ):
             note(sentence)
-        held.append(rows)
-    return held
+        return rows
+
+    return list(read_folders(folders, hold_folder, note, option).values())
+
+
+def read_folders(
+    folders: Mapping[str, Path],
+    read: Callable[[str, TaskFile, DatasetCard], T],
+    note: Callable[[str], None],
+    option: str = "--data",
+) -> dict[str, T]:
+    """Return what ``read`` makes of each labelled folder, see ``keep_measurable``.
+
+    Raises:
+        UserError: see ``hold_folders``.
+    """
+    tasks = build_folder_suite(folders, option).tasks
+    return keep_measurable(tasks, lambda name: read(name, *tasks[name]), note)
+
+
+def keep_measurable(
+    names: Iterable[str], make: Callable[[str], T], note: Callable[[str], None]
+) -> dict[str, T]:
+    """Return what is made of tasks by their names, without those of which too few rows or classes can be used.
+
+    Args:
+        note: is given a sentence about each task that is left out.
+
+    Raises:
+        UnmeasurableTaskError: when none is left, with the reason of each.
+    """
+    made: dict[str, T] = {}
+    problems: dict[str, UnmeasurableTaskError] = {}
+    for name in names:
+        try:
+            made[name] = make(name)
+        except UnmeasurableTaskError as problem:
+            problems[name] = problem
+    if problems and not made:
+        raise UnmeasurableTaskError("; ".join(map(str, problems.values())))
+    for name, refusal in problems.items():
+        note(f"{name} is left out: {refusal.reason}")
+    return made
 
 
 def parse_folders(items: Iterable[str]) -> dict[str, Path]:

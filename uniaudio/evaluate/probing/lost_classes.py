@@ -11,8 +11,11 @@ from numpy.typing import NDArray
 
 from uniaudio.data.skipped_rows import Skip
 from uniaudio.errors import UserError
+from uniaudio.evaluate.probing.skipped_row_notes import describe_first_skip
 from uniaudio.evaluate.probing.suite import TaskFile
 from uniaudio.evaluate.probing.task_answers import list_labels
+
+MOST_NAMED = 5  # classes in one sentence
 
 
 class UnmeasurableTaskError(UserError):
@@ -26,17 +29,30 @@ class UnmeasurableTaskError(UserError):
         super().__init__(message)
         self.reason, self.skipped = reason, tuple(skipped)
 
+    @classmethod
+    def of(cls, name: str, what: str, skipped: Sequence[Skip]) -> UnmeasurableTaskError:
+        """Return the error of a task by its name, with its first unusable row."""
+        reason = f"{what}{describe_first_skip(skipped)}"
+        return cls(f"task {name}: {reason}", reason, skipped)
+
 
 @dataclass(frozen=True)
 class LostClass:
-    """A class of which no row of a split, or fold, can be used; ``rows`` it has there."""
+    """A class of which no row of a split, or fold, can be used; ``rows`` it has there.
+
+    Args:
+        trained: False where these rows could be used, but no row that trains has the class.
+    """
 
     label: str
     split: str
     rows: int
+    trained: bool = True
 
     def describe(self, is_fold: bool) -> str:
         """Return a sentence without its end."""
+        if not self.trained:
+            return f"none of the training rows has class '{self.label}'"
         where = f"class '{self.label}' in {'fold' if is_fold else 'split'} '{self.split}'"
         if self.rows == 1:
             return f"the only row of {where} cannot be used"
@@ -76,6 +92,48 @@ def find_lost_classes(
     return [one for one in lost if sum(one.label in counts for counts in after.values()) < 2]
 
 
+def find_untrained_classes(
+    task: TaskFile, answers: Sequence[object], parts: Mapping[str, NDArray[np.int64]]
+) -> list[LostClass]:
+    """Return the classes of clips that are tested where no row that trains has them: with folds, those of one fold.
+
+    Kinds with several classes in a clip have none: their rows are scored by the other classes.
+
+    Args:
+        answers, parts: as in ``TaskRows``.
+    """
+    if task.kind != "clip":
+        return []
+    counts = {part: Counter(answers[row] for row in rows) for part, rows in parts.items()}
+    lost = []
+    for part in [task.test] if task.folds is None else list(parts):
+        others = [task.train] if task.folds is None else [other for other in parts if other != part]
+        trained = {label for other in others for label in counts[other]}
+        lost += [
+            LostClass(str(label), part, rows, trained=False)
+            for label, rows in counts[part].items()
+            if label not in trained
+        ]
+    return sorted(lost, key=lambda one: (one.split, one.label))
+
+
 def describe_lost_classes(name: str, lost: Iterable[LostClass], is_fold: bool) -> list[str]:
     """Say without which classes a task is probed, and why."""
-    return [f"{name}: {one.describe(is_fold)}, so the task is probed without this class" for one in lost]
+    sentences = []
+    untrained: dict[str, list[LostClass]] = {}
+    for one in lost:
+        if one.trained:
+            what = one.describe(is_fold)
+            sentences.append(f"{name}: {what}, so the task is probed without this class")
+        else:
+            untrained.setdefault(one.split, []).append(one)
+    for split, classes in untrained.items():
+        rows = sum(one.rows for one in classes)
+        left_out = "its only row" if rows == 1 else f"{'its' if len(classes) == 1 else 'their'} {rows:,} rows"
+        named = ", ".join(f"'{one.label}'" for one in classes[:MOST_NAMED])
+        more = f" and {len(classes) - MOST_NAMED:,} more" if len(classes) > MOST_NAMED else ""
+        sentences.append(
+            f"{name}: none of the training rows has class{'' if len(classes) == 1 else 'es'} {named}{more}, so "
+            f"{left_out} in {'fold' if is_fold else 'split'} '{split}' {'is' if rows == 1 else 'are'} left out"
+        )
+    return sentences

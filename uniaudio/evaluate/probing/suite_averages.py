@@ -48,6 +48,7 @@ def average_scores(
 ) -> dict[str, dict[str, dict[str, float]]]:
     """Return the averages by model and probe: ``{model: {probe: {"all", "speech", "sound", "music", "public"}}}``.
 
+    A model that has no scores of a task has no averages: they would be over other tasks than those of the other models.
     A part without scores is left out. "public" is there where a suite has private tasks: the average over the others;
     "trained" and "unseen" where it has sets that were kept out of training.
     """
@@ -55,10 +56,12 @@ def average_scores(
     with_private = any(weight.private for weight in task_weights.values())
     averages: dict[str, dict[str, dict[str, float]]] = {}
     for model in {model: None for models in scores.values() for model in models}:
-        probes = {probe: None for models in scores.values() for probe in models.get(model, {})}
+        if not all(model in models for models in scores.values()):
+            continue
+        probes = {probe: None for models in scores.values() for probe in models[model]}
         averages[model] = {}
         for probe in probes:
-            scored = [task for task, models in scores.items() if probe in models.get(model, {})]
+            scored = [task for task, models in scores.items() if probe in models[model]]
             parts = {"all": scored}
             parts |= {d: [task for task in scored if task_weights[task].domain == d] for d in DOMAINS}
             if with_private:

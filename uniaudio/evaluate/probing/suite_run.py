@@ -4,117 +4,26 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
-import torch
 from rich.console import Console
 from torch import Tensor
 
 from uniaudio.console import WorkProgress, format_number
-from uniaudio.errors import prefix_user_errors
+from uniaudio.data.skipped_rows import Skip
 from uniaudio.evaluate.probing.class_scores import ProbeScores
-from uniaudio.evaluate.probing.clip_probes import KINDS, Fold, ProbeKind, probe_folds
-from uniaudio.evaluate.probing.frame_probes import score_frames
+from uniaudio.evaluate.probing.finite_embeddings import find_broken_clips
 from uniaudio.evaluate.probing.lost_classes import UnmeasurableTaskError
-from uniaudio.evaluate.probing.retrieval_probes import TextModel, score_retrieval
+from uniaudio.evaluate.probing.retrieval_probes import TextModel
 from uniaudio.evaluate.probing.suite import Suite
 from uniaudio.evaluate.probing.suite_averages import TaskWeight, average_scores
-from uniaudio.evaluate.probing.task_embeddings import (
-    Embedded,
-    Protocol,
-    embed_task,
-    encode_task,
-    require_finite,
-)
-from uniaudio.evaluate.probing.task_rows import Indices, TaskRows, hash_contents, read_task
+from uniaudio.evaluate.probing.task_embeddings import Protocol, drop_rows, embed_task
+from uniaudio.evaluate.probing.task_rows import TaskRows, hash_contents, read_task
+from uniaudio.evaluate.probing.task_scores import score_task
 from uniaudio.evaluate.probing.task_summaries import summarize_task, summarize_unmeasured_task
-from uniaudio.evaluate.probing.xares import XaresFold, score_xares_folds
 from uniaudio.model.encoders.base import AudioEncoder
 from uniaudio.model.model_hash import hash_model
-
-
-def score_task(
-    rows: TaskRows,
-    embedded: Embedded,
-    rate: float,
-    protocol: Protocol,
-    seeds: int,
-    reader: TextModel | None = None,
-) -> ProbeScores:
-    """Probe one layer of one model on one task: ``{probe: {"mean", "std"}}``, all scores in [0, 1]; for classes of
-    clips also ``metrics``, see ``probe_folds``.
-
-    Args:
-        rate: frames per second of the encoder, for events. reader: for retrieval.
-    """
-    if rows.task.kind == "frame":
-        return score_frames(rows, embedded, rate, protocol, seeds)
-    if rows.task.kind == "retrieval":
-        assert reader is not None, "a suite with retrieval tasks names a text model"
-        return score_retrieval(rows, embedded, reader, protocol, seeds)
-    targets = build_class_targets(rows)
-    if protocol == "masked":
-        folds = [build_fold(embedded, targets, trial.train, trial.test) for trial in rows.trials]
-        return probe_folds(
-            folds, len(rows.classes), seeds, kinds=rows.task.kinds, metric=rows.task.score_metric
-        )
-    chosen = []
-    for trial in rows.trials:
-        fold = build_fold(embedded, targets, trial.train, trial.test)
-        valid = embedded.pieces_of(trial.test if trial.valid is None else trial.valid)
-        chosen.append(XaresFold(fold, embedded.values[valid], targets[embedded.owner[valid]]))
-    return score_xares_folds(
-        chosen,
-        len(rows.classes),
-        seeds,
-        rows.task.epochs,
-        rows.task.batch,
-        rows.task.kinds,
-        rows.task.score_metric,
-    )
-
-
-def probe_held(
-    encoder: AudioEncoder, tasks: Sequence[TaskRows], seeds: int, kinds: Sequence[ProbeKind] = KINDS
-) -> dict[str, ProbeScores]:
-    """Probe an encoder on tasks whose clips are held in memory, by these kinds of probes; nothing is kept on disk.
-
-    Returns:
-        The scores by the name of the task.
-
-    Raises:
-        UserError: for embeddings that are not finite.
-    """
-    scores = {}
-    for rows in tasks:
-        (embedded,), _ = encode_task(encoder, rows, "masked")
-        require_finite(rows, [embedded])
-        task = rows.task.model_copy(update={"probes": tuple(kinds)})
-        scores[rows.name] = score_task(
-            replace(rows, task=task), embedded, encoder.frame_rate, "masked", seeds
-        )
-    return scores
-
-
-def build_class_targets(rows: TaskRows) -> Tensor:
-    """Return the class index of every row ``[N]`` int64, or its classes ``[N, K]`` float32 of 0 and 1."""
-    index = rows.class_index()
-    if rows.task.kind == "clip":
-        return torch.tensor([index[label] for label in rows.answers])
-    targets = torch.zeros(len(rows.answers), len(index))
-    for row, labels in enumerate(rows.answers):
-        targets[row, [index[label] for label in labels]] = 1.0
-    return targets
-
-
-def build_fold(embedded: Embedded, targets: Tensor, train: Indices, test: Indices) -> Fold:
-    """Return the pieces of the rows that train and test, each with the target of its row."""
-    parts = [embedded.pieces_of(rows) for rows in (train, test)]
-    (train_x, train_y), (test_x, test_y) = (
-        (embedded.values[pieces], targets[embedded.owner[pieces]]) for pieces in parts
-    )
-    return Fold(train_x, train_y, test_x, test_y)
 
 
 def read_tasks(suite: Suite) -> list[TaskRows]:
@@ -137,7 +46,8 @@ def run_suite(
 ) -> dict[str, Any]:
     """Embed and probe every task with every model.
 
-    A task of which too few rows can be used has no scores, see ``summarize_unmeasured_task``.
+    A task of which too few rows can be used has no scores, see ``summarize_unmeasured_task``, and neither has a model
+    of a task of which it gives too many embeddings that are not finite.
 
     Args:
         layers: also probe every hidden state; the scores are then those of the last, which is the frames.
@@ -146,8 +56,7 @@ def run_suite(
         What ``uniaudio probe --suite`` writes, see docs/evaluation-probes.md.
 
     Raises:
-        UserError: for events and frames without the order of time; for embeddings that are not finite; where the text
-            model cannot be loaded.
+        UserError: for events and frames without the order of time; where the text model cannot be loaded.
     """
     retrieves = any(rows.task.kind == "retrieval" for rows in tasks)
     reader = None
@@ -203,46 +112,120 @@ class SuiteModels:
     ) -> tuple[dict[str, list[ProbeScores]], dict[str, Any], TaskWeight | None]:
         """Return the scores of a task by model and hidden state, what a reader must know of it, and what it counts.
 
-        A task of which too few rows can be used has no weight, and its scores do not count.
+        A task of which too few rows can be used has no weight and no scores.
         """
         data_sha256 = hash_contents(rows.rows())  # the files stay in memory for decoding
-        scored: dict[str, list[ProbeScores]] = {}
+        broken: dict[int, Skip] = {}
+        unscored: dict[str, str] = {}
+        bars.begin_task()
         try:
-            for model, encoder in self.encoders.items():
-                usable, states = embed_task(
-                    encoder,
-                    self.digests[model],
-                    rows,
-                    data_sha256,
-                    self.protocol,
-                    self.layers,
-                    bars.count_clips,
-                )
-                with prefix_user_errors(model):
-                    require_finite(usable, states)
-                scored[model] = [
-                    score_task(usable, state, encoder.frame_rate, self.protocol, self.seeds, self.reader)
-                    for state in states
-                ]
-                bars.count_probed(rows.name, model)
+            probed = self.probe_models(rows, data_sha256, broken, unscored, bars)
+            while any(one.known < len(broken) for one in probed.values()):
+                # a later model has left clips out: all are scored on the same ones, with embeddings from the cache
+                probed = self.probe_models(rows, data_sha256, broken, unscored, bars)
+            if not probed:
+                raise refuse_unscored_task(rows, unscored)
         except UnmeasurableTaskError as problem:
-            bars.count_unmeasured(str(problem), len(self.encoders) - len(scored))
-            return scored, summarize_unmeasured_task(rows, problem, data_sha256), None
-        weight = TaskWeight(usable.weight, rows.task.domain, rows.task.private, rows.task.unseen)
-        return scored, summarize_task(usable, states[0].notices, data_sha256), weight
+            bars.count_unmeasured(str(problem))
+            return {}, summarize_unmeasured_task(rows, problem, data_sha256), None
+        last = list(probed.values())[-1]
+        weight = TaskWeight(last.rows.weight, rows.task.domain, rows.task.private, rows.task.unseen)
+        facts = summarize_task(last.rows, last.notices, data_sha256, unscored)
+        return {model: one.scores for model, one in probed.items()}, facts, weight
+
+    def probe_models(
+        self,
+        rows: TaskRows,
+        data_sha256: str,
+        broken: dict[int, Skip],
+        unscored: dict[str, str],
+        bars: SuiteProgress,
+    ) -> dict[str, ProbedModel]:
+        """Probe every model on a task without the clips that are not finite by it or, as far as is known, another one.
+
+        Args:
+            broken: why clips are left out, by their number (``TaskRows.numbers``); gets those that are found.
+            unscored: why models are left out; gets those whose own clips are too few, which cost the others nothing.
+
+        Raises:
+            UnmeasurableTaskError: when too few clips can be used, whatever the model.
+        """
+        probed = {}
+        for model, encoder in self.encoders.items():
+            if model in unscored:
+                continue
+            usable, states = embed_task(
+                encoder, self.digests[model], rows, data_sha256, self.protocol, self.layers, bars.count_clips
+            )
+            try:
+                skips = find_broken_clips(usable, states, model)
+                usable.drop(skips)
+            except UnmeasurableTaskError as problem:
+                unscored[model] = problem.reason
+                bars.count_unscored(f"task {rows.name}: {model} is not scored: {problem.reason}")
+                continue
+            numbers = usable.numbers.tolist()
+            for row, skip in skips.items():
+                broken.setdefault(numbers[row], skip)
+            known = {row: broken[number] for row, number in enumerate(numbers) if number in broken}
+            usable, states = drop_rows(usable, states, known)
+            scores = [
+                score_task(usable, state, encoder.frame_rate, self.protocol, self.seeds, self.reader)
+                for state in states
+            ]
+            probed[model] = ProbedModel(scores, usable, states[0].notices, len(broken))
+            bars.count_probed(rows.name, model)
+        return probed
+
+
+@dataclass(frozen=True)
+class ProbedModel:
+    """The scores of a model on a task by hidden state.
+
+    Args:
+        rows: those that were used. notices: as in ``Embedded``. known: how many clips were left out by then because
+            they are not finite by some model.
+    """
+
+    scores: list[ProbeScores]
+    rows: TaskRows
+    notices: Tensor
+    known: int
+
+
+def refuse_unscored_task(rows: TaskRows, unscored: Mapping[str, str]) -> UnmeasurableTaskError:
+    """Return the error of a task that no model has scores of.
+
+    Args:
+        unscored: the reasons by model.
+    """
+    reason = "; ".join(
+        reason if len(unscored) == 1 else f"{model}: {reason}" for model, reason in unscored.items()
+    )
+    return UnmeasurableTaskError(f"task {rows.name}: {reason}", reason, rows.skipped)
 
 
 class SuiteProgress:
-    """Two bars: the clips that are embedded, with the audio in a second, and the models that are probed on a task."""
+    """Two bars: the clips that are embedded, with the audio in a second, and the models that are probed on a task.
+
+    Attributes:
+        waiting: the models that the task is not counted for yet; what is probed again is not counted again.
+    """
 
     def __init__(self, progress: WorkProgress, tasks: Sequence[TaskRows], models: int) -> None:
-        self.progress = progress
+        self.progress, self.models, self.waiting = progress, models, 0
         self.embedding = progress.begin("embedding", sum(len(rows.answers) for rows in tasks) * models)
         self.probing = progress.begin("probing", len(tasks) * models)
         self.started, self.audio_seconds = time.monotonic(), 0.0
 
+    def begin_task(self) -> None:
+        """Begin with another task."""
+        self.waiting = self.models
+
     def count_clips(self, clips: int, seconds: float) -> None:
         """Count clips that were embedded, and their seconds of audio: 0 where the cache had them."""
+        if not self.waiting:
+            return
         self.audio_seconds += seconds
         rate = self.audio_seconds / max(time.monotonic() - self.started, 1e-9)
         shown = f"{format_number(rate)} audio-s/s" if self.audio_seconds else "cached"
@@ -250,11 +233,21 @@ class SuiteProgress:
 
     def count_probed(self, task: str, model: str) -> None:
         """Count a model that was probed on a task."""
+        if not self.waiting:
+            return
+        self.waiting -= 1
         self.progress.count(self.probing, rate=task)
         if not self.progress.console.is_terminal:
             self.progress.console.print(f"{task}: {model} is probed")
 
-    def count_unmeasured(self, reason: str, models: int) -> None:
+    def count_unscored(self, reason: str) -> None:
+        """Count a model that has no scores of a task, and say why."""
+        self.waiting -= 1
+        self.progress.count(self.probing)
+        self.progress.console.print(reason, style="yellow", soft_wrap=True)
+
+    def count_unmeasured(self, reason: str) -> None:
         """Count the models that are not probed on a task, and say why."""
-        self.progress.count(self.probing, models)
+        self.progress.count(self.probing, self.waiting)
+        self.waiting = 0
         self.progress.console.print(reason, style="yellow", soft_wrap=True)

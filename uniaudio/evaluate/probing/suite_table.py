@@ -88,7 +88,7 @@ def make_table(title: str, *columns: str, numbers: int) -> Table:
 def score_table(result: Mapping[str, Any], labels: Mapping[str, str]) -> Table:
     """Return mean ± spread of every task, model and probe; below them UAR, where it is another than accuracy.
 
-    A task that is not measured has a line of dashes.
+    A task that is not measured has a line of dashes, and so has a model that has no scores of a task.
     """
     table = make_table(
         f"{result['suite'] or 'labelled folders'}, protocol {result['protocol']}, {result['seeds']} seeds",
@@ -109,8 +109,10 @@ def score_table(result: Mapping[str, Any], labels: Mapping[str, str]) -> Table:
         for metric in (facts["metric"], *list_other_metrics(models, facts["metric"])):
             scores = {model: read_metric(probes, metric) for model, probes in models.items()}
             for place, model in enumerate(result["models"]):
-                others = [scores[name] for name in baselines[model]]
-                cells = [cell(scores[model].get(p), [other.get(p) for other in others]) for p in PROBES]
+                others = list_measured(scores, baselines[model])
+                cells = ["–"] * len(PROBES)
+                if model in scores:
+                    cells = [cell(scores[model].get(p), [other.get(p) for other in others]) for p in PROBES]
                 # options on lines of their own: those of models that differ in them alone are seen in narrow terminals
                 shown = labels[model].replace("?", "\n?").replace("&", "\n&")
                 table.add_row(*about, metric if place == 0 else "", shown, *cells)
@@ -166,6 +168,13 @@ def find_baselines(result: Mapping[str, Any]) -> dict[str, list[str]]:
     return baselines
 
 
+def list_measured(scores: Mapping[str, Any], baselines: Sequence[str]) -> list[Any]:
+    """Return what is known of the models that a model is compared with; nothing unless of all: a single difference
+    would be taken for that from the first.
+    """
+    return [scores[name] for name in baselines] if all(name in scores for name in baselines) else []
+
+
 def cell(score: Mapping[str, float] | None, baselines: Sequence[Mapping[str, float] | None] = ()) -> str:
     """Return "mean ± std", with the differences to other scores where there are any."""
     if score is None:
@@ -179,7 +188,7 @@ def cell(score: Mapping[str, float] | None, baselines: Sequence[Mapping[str, flo
 
 def average_table(result: Mapping[str, Any], labels: Mapping[str, str]) -> Table:
     """Return the weighted averages of every model and probe: all tasks, and each domain; below them the tasks that
-    they leave out.
+    they leave out, and the models that have none.
     """
     parts = list(
         dict.fromkeys(
@@ -190,15 +199,17 @@ def average_table(result: Mapping[str, Any], labels: Mapping[str, str]) -> Table
     baselines = {model: names if len(names) > 1 else [] for model, names in find_baselines(result).items()}
     for model, probes in result["average"].items():
         for place, (probe, averages) in enumerate(probes.items()):
-            others = [result["average"][name].get(probe, {}) for name in baselines[model]]
+            others = [other.get(probe, {}) for other in list_measured(result["average"], baselines[model])]
             cells = [format_average(averages, part, others) for part in parts]
             table.add_row(labels[model] if place == 0 else "", PROBES[probe], *cells)
     unmeasured = [task for task, facts in result["tasks"].items() if "undefined" in facts]
-    if unmeasured:
-        table.caption, table.caption_justify = (
-            f"not measured, and in no average: {', '.join(unmeasured)}",
-            "left",
-        )
+    notes = [f"not measured, and in no average: {', '.join(unmeasured)}"] if unmeasured else []
+    for model in result["models"]:
+        missing = [task for task, facts in result["tasks"].items() if model in facts.get("not_scored", {})]
+        if missing:
+            notes.append(f"no averages of {labels[model]}, which has no scores of {', '.join(missing)}")
+    if notes:
+        table.caption, table.caption_justify = "\n".join(notes), "left"
     return table
 
 

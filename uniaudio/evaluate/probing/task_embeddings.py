@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from itertools import islice
 from pathlib import Path
 from typing import Literal
 
@@ -77,21 +76,6 @@ class Embedded:
         return sorted({*self.owner[pieces[~self.values.isfinite().all(1)]].tolist()})
 
 
-def require_finite(rows: TaskRows, states: Sequence[Embedded]) -> None:
-    """Refuse embeddings that are not finite: with them, a probe names one class for all clips, and all pairs match.
-
-    Raises:
-        UserError: naming a clip.
-    """
-    for state in states:
-        if broken := state.list_broken_rows():
-            row = next(islice(rows.rows(), broken[0], None))
-            raise UserError(
-                f"task {rows.name}: embeddings of {len(broken):,} of {len(rows.answers):,} clips are not finite (NaN "
-                f"or infinite), such as those of {row.key}; leave these clips out, or probe another model"
-            )
-
-
 def embed_task(
     encoder: AudioEncoder,
     model: str,
@@ -127,6 +111,17 @@ def embed_task(
             announce(f"embeddings of {rows.name} are not kept: {read_first_line(problem)}")
     else:
         advance(len(rows.answers), 0.0)
+    return drop_rows(rows, states, skips)
+
+
+def drop_rows(
+    rows: TaskRows, states: Sequence[Embedded], skips: Mapping[int, Skip]
+) -> tuple[TaskRows, list[Embedded]]:
+    """Return a task and what is said of its clips without some rows, see ``TaskRows.drop``.
+
+    Raises:
+        UnmeasurableTaskError: when too little is left.
+    """
     left = rows.drop(skips)
     index = torch.full((len(rows.answers),), -1)
     index[torch.from_numpy(np.isin(rows.numbers, left.numbers))] = torch.arange(len(left.numbers))

@@ -18,7 +18,12 @@ from uniaudio.data.skipped_rows import Skip
 from uniaudio.data.sources.base import AudioRef, Row
 from uniaudio.data.sources.source_kinds import open_source
 from uniaudio.errors import RowError, UserError, convert_to_row_error
-from uniaudio.evaluate.probing.lost_classes import LostClass, UnmeasurableTaskError, find_lost_classes
+from uniaudio.evaluate.probing.lost_classes import (
+    LostClass,
+    UnmeasurableTaskError,
+    find_lost_classes,
+    find_untrained_classes,
+)
 from uniaudio.evaluate.probing.skipped_row_notes import describe_first_skip
 from uniaudio.evaluate.probing.suite import TaskFile, list_splits, split_names
 from uniaudio.evaluate.probing.task_answers import (
@@ -48,6 +53,7 @@ class TaskRows:
     Args:
         splits: the card's splits, one after another the order of the rows.
         numbers: ``[N]`` int64: of every row its place among all rows of the splits, which the unusable ones are, too.
+        keys: of every row its name, such as that of its file.
         answers: of every row its class (text), its classes, its events or its texts.
         parts: rows by split or fold; X-ARES encodes each apart.
         classes: sorted; empty for retrieval.
@@ -61,6 +67,7 @@ class TaskRows:
     card: DatasetCard
     splits: tuple[str, ...]
     numbers: Indices
+    keys: tuple[str, ...]
     answers: tuple[Any, ...]
     parts: Mapping[str, Indices]
     trials: tuple[Trial, ...]
@@ -98,12 +105,20 @@ class TaskRows:
         """
         if not skips:
             return self
-        kept = np.array([i for i in range(len(self.answers)) if i not in skips], dtype=np.int64)
-        lost = find_lost_classes(self.task, self.answers, self.parts, kept)
-        whole = replace(self, skipped=(*self.skipped, *skips.values()), lost=(*self.lost, *lost))
-        empty = [part for part, rows in self.parts.items() if not np.isin(rows, kept).any()]
-        if empty:
-            raise whole.refuse(f"no row of '{empty[0]}' can be used")
+        kept = np.setdiff1d(np.arange(len(self.answers)), list(skips))
+        whole = replace(self, skipped=(*self.skipped, *skips.values()))
+        for part, rows in self.parts.items():
+            if not np.isin(rows, kept).any():
+                raise whole.refuse(f"no row of '{part}' can be used")
+        return whole.drop_classes(find_lost_classes(self.task, self.answers, self.parts, kept), kept)
+
+    def drop_classes(self, lost: Sequence[LostClass], kept: Indices) -> TaskRows:
+        """Return the task with some of its rows, in ascending order, and without some of its classes.
+
+        Raises:
+            UnmeasurableTaskError: when too few classes are left.
+        """
+        whole = replace(self, lost=(*self.lost, *lost))
         labels = {one.label for one in lost}
         if self.task.kind == "clip":
             kept = np.array([i for i in kept if self.answers[i] not in labels], dtype=np.int64)
@@ -111,11 +126,10 @@ class TaskRows:
             answers = tuple(remove_labels(self.task, answer, labels) for answer in self.answers)
             whole = replace(whole, answers=answers)
         parts = {part: rows[np.isin(rows, kept)] for part, rows in self.parts.items()}
-        if lost:
-            too_few = f"too few classes are left: {lost[0].describe(self.task.folds is not None)}"
-            if not all(map(len, parts.values())) or not whole.select(kept, parts).has_classes:
-                raise whole.refuse(too_few)
-        return whole.select(kept, parts)
+        left = whole.select(kept, parts)
+        if lost and not (all(map(len, parts.values())) and left.has_classes):
+            raise self.refuse(f"too few classes are left: {lost[0].describe(self.task.folds is not None)}")
+        return left
 
     @property
     def has_classes(self) -> bool:
@@ -125,8 +139,7 @@ class TaskRows:
 
     def refuse(self, what: str) -> UnmeasurableTaskError:
         """Return the error of a task that cannot be probed, with its first unusable row."""
-        reason = f"{what}{describe_first_skip(self.skipped)}"
-        return UnmeasurableTaskError(f"task {self.name}: {reason}", reason, self.skipped)
+        return UnmeasurableTaskError.of(self.name, what, self.skipped)
 
     def select(self, kept: Indices, parts: Mapping[str, Indices]) -> TaskRows:
         """Return the task with some of its rows, in ascending order, and these parts of them.
@@ -141,9 +154,10 @@ class TaskRows:
         return replace(
             self,
             numbers=self.numbers[kept],
+            keys=tuple(self.keys[i] for i in kept),
             answers=answers,
             parts=moved,
-            trials=build_trials(self.task, moved, f"task {self.name}", self.skipped),
+            trials=build_trials(self.task, moved, self.name, self.skipped),
             classes=list_classes(self.task, answers),
             clips=None if self.clips is None else tuple(self.clips[i] for i in kept),
         )
@@ -159,12 +173,15 @@ def iterate_split_rows(card: DatasetCard, splits: Sequence[str]) -> Iterator[tup
 def read_task(name: str, task: TaskFile, card: DatasetCard) -> TaskRows:
     """Read the columns of a task's rows and check them; no clip is decoded.
 
+    Rows of a class of clips that no row that trains has are left out, see ``find_untrained_classes``.
+
     Raises:
-        UserError: when no row, or none of a part, can be used, or a test label was never seen in training.
+        UserError: when no row can be used, or no test label occurs in training.
+        UnmeasurableTaskError: when no row of a part can be used, or too few classes are left.
     """
-    where = f"task {name}"
     splits = split_names(task, card)
     numbers: list[int] = []
+    keys: list[str] = []
     answers: list[Any] = []
     members: dict[str, list[int]] = {}
     skipped: list[Skip] = []
@@ -181,9 +198,10 @@ def read_task(name: str, task: TaskFile, card: DatasetCard) -> TaskRows:
             continue
         members.setdefault(part, []).append(len(answers))
         numbers.append(number)
+        keys.append(row.key)
         answers.append(answer)
     if not answers:
-        raise UserError(f"{where}: no row can be used{describe_first_skip(skipped)}")
+        raise UserError(f"task {name}: no row can be used{describe_first_skip(skipped)}")
     parts = {
         part: sample_rows(np.array(rows, dtype=np.int64), task.max_clips, f"{name} {part}")
         for part, rows in sorted(members.items())
@@ -194,16 +212,19 @@ def read_task(name: str, task: TaskFile, card: DatasetCard) -> TaskRows:
         card,
         splits,
         np.array(numbers, dtype=np.int64),
+        tuple(keys),
         tuple(answers),
         parts,
-        build_trials(task, parts, where, skipped),
+        build_trials(task, parts, name, skipped),
         list_classes(task, answers),
         tuple(skipped),
     )
     if task.max_clips is not None:
         rows = rows.select(np.sort(np.concatenate(list(parts.values()))), parts)
-    check_labels(rows, where)
-    return rows
+    if len(rows.classes) < count_least_classes(task):
+        count = f"{len(rows.classes)} {'class' if len(rows.classes) == 1 else 'classes'}"
+        raise rows.refuse(f"'{task.answers}' names {count}, too few to probe")
+    return leave_out_untrained_classes(rows)
 
 
 def sample_rows(rows: Indices, most: int | None, seed: str) -> Indices:
@@ -234,25 +255,24 @@ def read_answer(task: TaskFile, card: DatasetCard, split: str, row: Row) -> tupl
 
 
 def build_trials(
-    task: TaskFile, parts: Mapping[str, Indices], where: str, skipped: Sequence[Skip]
+    task: TaskFile, parts: Mapping[str, Indices], name: str, skipped: Sequence[Skip]
 ) -> tuple[Trial, ...]:
     """Return the trial of the official splits, or one for each fold.
 
+    Args:
+        name: of the task, for messages.
+
     Raises:
-        UserError: when a part has no rows or there is one fold only.
+        UnmeasurableTaskError: when a part has no rows or there is one fold only.
     """
     if task.folds is None:
         for split in (task.train, task.valid, task.test):
             if split is not None and split not in parts:
-                raise UserError(
-                    f"{where}: split '{split}' holds no usable rows{describe_first_skip(skipped)}"
-                )
+                raise UnmeasurableTaskError.of(name, f"split '{split}' holds no usable rows", skipped)
         valid = None if task.valid is None else parts[task.valid]
         return (Trial(parts[task.train], valid, parts[task.test]),)
     if len(parts) < 2:
-        raise UserError(
-            f"{where}: folds: found only one fold, {', '.join(parts)}{describe_first_skip(skipped)}"
-        )
+        raise UnmeasurableTaskError.of(name, f"folds: found only one fold, {', '.join(parts)}", skipped)
     return tuple(
         Trial(np.sort(np.concatenate([rows for other, rows in parts.items() if other != fold])), None, rows)
         for fold, rows in parts.items()
@@ -269,29 +289,24 @@ def count_least_classes(task: TaskFile) -> int:
     return {"clip": 2, "retrieval": 0}.get(task.kind, 1)
 
 
-def check_labels(rows: TaskRows, where: str) -> None:
-    """Check that there is something to learn.
+def leave_out_untrained_classes(rows: TaskRows) -> TaskRows:
+    """Return a task without the classes of clips that no row that trains has, see ``find_untrained_classes``.
 
     Raises:
-        UserError: when there are no two classes of clips, no class at all, or a test label that no training row has.
+        UserError: when no test label occurs in training.
+        UnmeasurableTaskError: when too few classes are left.
     """
-    if rows.task.kind == "retrieval":
-        return
-    if len(rows.classes) < count_least_classes(rows.task):
+    lost = find_untrained_classes(rows.task, rows.answers, rows.parts)
+    if not lost:
+        return rows
+    labels = {one.label for one in lost}
+    if not any(rows.answers[i] not in labels for trial in rows.trials for i in trial.test):
+        sampled = "" if rows.task.max_clips is None else "; raise max_clips, or leave it out"
         raise UserError(
-            f"{where}: '{rows.task.answers}' names {len(rows.classes)} classes, too few to probe"
-            f"{describe_first_skip(rows.skipped)}"
+            f"task {rows.name}: no test label, such as '{lost[0].label}', occurs in its training rows"
+            f"{sampled}{describe_first_skip(rows.skipped)}"
         )
-    if rows.task.kind == "clip":
-        for trial in rows.trials:
-            seen = {rows.answers[i] for i in trial.train}
-            unseen = sorted({rows.answers[i] for i in trial.test} - seen)
-            if unseen:
-                sampled = "" if rows.task.max_clips is None else "; raise max_clips, or leave it out"
-                raise UserError(
-                    f"{where}: the test label '{unseen[0]}' does not occur in its training rows"
-                    f"{sampled}{describe_first_skip(rows.skipped)}"
-                )
+    return rows.drop_classes(lost, np.arange(len(rows.answers)))
 
 
 def hash_contents(rows: Iterator[Row]) -> str:

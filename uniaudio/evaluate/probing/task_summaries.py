@@ -16,11 +16,13 @@ from uniaudio.evaluate.probing.placeholder_classes import count_placeholders
 from uniaudio.evaluate.probing.task_rows import TaskRows
 
 
-def summarize_task(rows: TaskRows, notices: Tensor, data_sha256: str) -> dict[str, Any]:
+def summarize_task(
+    rows: TaskRows, notices: Tensor, data_sha256: str, unscored: Mapping[str, str] | None = None
+) -> dict[str, Any]:
     """Return what a reader of the scores must know of a task; numbers of clips are those of one fold on average.
 
     Args:
-        rows: those that were used. notices: as in ``Embedded``.
+        rows: those that were used. notices: as in ``Embedded``. unscored: why models have no scores of it.
     """
     folds = len(rows.trials)
     return {
@@ -34,6 +36,7 @@ def summarize_task(rows: TaskRows, notices: Tensor, data_sha256: str) -> dict[st
         "test": round(sum(len(trial.test) for trial in rows.trials) / folds),
         "folds": folds if folds > 1 else None,
         **({"lost_classes": [asdict(one) for one in rows.lost]} if rows.lost else {}),
+        **({"not_scored": dict(unscored)} if unscored else {}),
         "skipped": [asdict(skip) for skip in rows.skipped],
         "notices": {kind: n for kind, n in zip(ADVICE, notices.tolist(), strict=True) if n},
         "placeholders": count_placeholders(rows),
@@ -57,15 +60,17 @@ def summarize_unmeasured_task(
 
 
 def refuse_unmeasured_tasks(result: Mapping[str, Any]) -> None:
-    """Refuse tasks of which too few rows could be used; the scores of the others are printed and written by then.
+    """Refuse tasks, and models on tasks, that have no scores; those of the others are printed and written by then.
 
     Raises:
         UserError: with the reason of each.
     """
-    sentences = [
-        f"task {name}: {reason}"
-        for name, facts in result["tasks"].items()
-        for reason in facts.get("undefined", {}).values()
-    ]
+    sentences = []
+    for name, facts in result["tasks"].items():
+        sentences += [f"task {name}: {reason}" for reason in facts.get("undefined", {}).values()]
+        sentences += [
+            f"task {name}: {model} is not scored: {reason}"
+            for model, reason in facts.get("not_scored", {}).items()
+        ]
     if sentences:
         raise UserError("; ".join(sentences))
