@@ -14,7 +14,7 @@ from uniaudio.evaluate.probing.lost_classes import UnmeasurableTaskError
 @pytest.fixture
 def folder(tmp_path):
     for n in range(4):
-        (tmp_path / f"{n}.wav").write_bytes(clip_bytes(n))
+        (tmp_path / f"{n}.wav").write_bytes(clip_bytes(n + 1))
     return tmp_path
 
 
@@ -49,7 +49,7 @@ def test_manifests_of_every_kind(folder, suffix):
     rows, sentences = read_folder(folder)
     assert (rows.classes, rows.answers) == (("high", "low"), ("low", "high", "low"))
     assert {part: members.tolist() for part, members in rows.parts.items()} == {"train": [0, 1], "test": [2]}
-    assert [int(clip[0]) for clip in rows.clips] == [0, 1, 2]  # the row of another split is none of its rows
+    assert [int(clip[0]) for clip in rows.clips] == [1, 2, 3]  # the row of another split is none of its rows
     assert sentences == []
 
 
