@@ -85,9 +85,9 @@ def test_unknown_labels_far_behind_the_first_rows_are_listed_by_label(recipe_fil
     write_rows(recipe_file, rows)
     findings, problems, _table = look(recipe_file)
     assert problems[:3] == [
-        "d:t, split train: skipped: 4 unknown label ('wern' is not one of the labels of t): "
+        "d:t, split train: skipped: 4 unknown label ('wern' is not one of the labels of t: rook, wren): "
         "train200.wav, train210.wav, train220.wav ...",
-        "d:t, split train: skipped: 1 unknown label ('rok' is not one of the labels of t): train250.wav",
+        "d:t, split train: skipped: 1 unknown label ('rok' is not one of the labels of t: rook, wren): train250.wav",
         "d:t, split train: skipped: 1 missing column: train260.wav (template t needs 'label'; it has no value)",
     ]
     assert findings["train"].used == 294

@@ -136,6 +136,33 @@ def test_it_is_reported_before_any_model_is_loaded_and_by_check(recipes, kind, m
     assert not (recipes.parent / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("times", "reason"),
+    [
+        ({"duration": 600}, "stated duration is wrong: .* 600"),
+        ({"start": 100, "end": 600}, "span outside of the recording: .*100 to 600 s of"),
+    ],
+)
+def test_times_in_milliseconds_are_no_matter_of_the_budget(recipes, monkeypatch, times, reason):
+    folder = recipes.parent / "timed"
+    folder.mkdir()
+    soundfile.write(folder / "a.wav", np.full(9600, 0.1), 16000)
+    rows = [{"audio": "a.wav", "label": "low", **times}] * 4
+    (folder / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    card = {"dataset": "timed", "load": {"jsonl": "timed"}, "license": "CC0-1.0", "splits": {"train": {}}}
+    (recipes.parent / "timed.yaml").write_text(dump_yaml(card))
+    recipe = {"recipe": "timed_recipe", "train": [{"dataset": "timed", "template": "tone"}]}
+    (recipes.parent / "timed_recipe.yaml").write_text(dump_yaml(recipe))
+    monkeypatch.setattr(training, "build_model", None)
+    for budget in ({}, {"data.max_seconds": 1000}):
+        settings = [f"{key}={value}" for key, value in budget.items()]
+        run = load_run(recipes, [f"stages={json.dumps([STAGE | {'recipe': 'timed_recipe'}])}", *settings])
+        with pytest.raises(
+            UserError, match=f"no clip of the first rows of timed:tone, .* \\(a.wav: {reason}"
+        ):
+            check_run(run, Console(quiet=True))
+
+
 def test_one_set_with_clips_that_can_be_decoded_is_enough(recipes):
     second = {"recipe": "half_mute", "balance": {"every": 1}} | ways(ewc={"weight": 1, "recipe": "half_mute"})
     check_stage_rows(

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from dataclasses import replace
 
 import datasets
@@ -10,9 +11,13 @@ import pyarrow.parquet as pq
 import pytest
 from helpers.files import card, clip_bytes, numbers, write_parquet
 
+from uniaudio.checks.first_rows import check_entry
+from uniaudio.config.strict_yaml import dump_yaml
+from uniaudio.data.recipe_entries import EvalEntry
 from uniaudio.data.sources.base import Row
 from uniaudio.data.sources.class_names import make_column_namings
 from uniaudio.data.sources.source_kinds import open_source
+from uniaudio.data.template import load_template
 from uniaudio.errors import RowError, UserError
 
 NAMES = ["low", "mid", "high"]
@@ -200,6 +205,37 @@ def test_a_table_with_two_columns_of_one_name_is_a_mistake(tmp_path):
     (tmp_path / "rows.csv").write_text("audio,label,,\na.wav,low,,\n")  # as spreadsheets end lines
     (row,) = open_source(card(tmp_path, {"csv": "rows.csv"}), "train").rows()
     assert row.columns["label"] == "low"
+
+
+@pytest.mark.parametrize("name", ["emotion label", "emotion-label", "meta.label"])
+def test_columns_whose_names_are_none_of_jinja_are_named_with_the_way(tmp_path, name):
+    (tmp_path / "a.wav").write_bytes(clip_bytes(1))
+    (tmp_path / "rows.csv").write_text(f"audio,{name}\na.wav,low\n")
+    way = re.escape(f'for a column of this name, write {{first_of: ["{name}"]}}')
+    prompt = {
+        "task": "t",
+        "domain": "sound",
+        "inputs": ["label"],
+        "prompts": ["<audio>?"],
+        "target": "{{ label }}",
+    }
+    (tmp_path / "t.yaml").write_text(dump_yaml(prompt))
+    with pytest.raises(UserError, match=way):
+        check_entry(entry_of(tmp_path, {"label": f"{{{{ {name} }}}}"}))
+    assert check_entry(entry_of(tmp_path, {"label": {"first_of": [name]}})).rows == 1
+    with pytest.raises(UserError, match=r"uses 'other'.*label$"):
+        check_entry(entry_of(tmp_path, {"label": "{{ other }}"}))
+
+
+def entry_of(folder, columns):
+    """An entry over ``rows.csv`` with the template of ``t.yaml``."""
+    return EvalEntry(
+        dataset=card(folder, {"csv": "rows.csv"}, columns=columns),
+        templates=(load_template(str(folder / "t.yaml")),),
+        split="train",
+        constants={},
+        max_examples=None,
+    )
 
 
 def test_a_fold_of_a_table_stays_out(tmp_path):

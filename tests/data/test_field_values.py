@@ -83,6 +83,23 @@ def test_texts_that_are_lists():
     assert parse_list("['a', 'b']") == ["a", "b"]
     assert parse_list("['a' 'b']") == ["a", "b"]
     assert parse_list("[]") == []
+    assert parse_list("('a', \"b's\")") == ["a", "b's"]
+    assert parse_list("('a',)") == ["a"]
+    assert parse_list("{'b', 'a'}") == ["b", "a"]
+    assert parse_list("array(['a', 'b'], dtype=object)") == ["a", "b"]
+    assert parse_list("array(['a' 'b'])") == ["a", "b"]
+    assert parse_list("{'a': 1}") == {"a": 1}
+    for text in (
+        "(laughs)",
+        "(1, 2)",
+        "('a')",
+        "('a', 1)",
+        "{1, 2}",
+        "f('a', 'b')",
+        "array",
+        "('a', 'b') ok",
+    ):
+        assert parse_list(text) is None
     assert parse_list("['a'] and ['b']") is None
     assert parse_list("[" * 50_000 + "]") is None
     assert parse_list("__import__('os')") is None

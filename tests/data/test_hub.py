@@ -65,6 +65,26 @@ def test_folders_and_archives_of_audio_files(tmp_path):
         assert check_places(source) == [3]
 
 
+def test_paths_in_tables_of_a_folder_are_relative_to_it(tmp_path):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    (folder / "a.wav").write_bytes(clip_bytes(1))
+    (folder / "train.jsonl").write_text('{"audio": "a.wav", "n": 1}\n')
+    assert numbers(open_source(card(tmp_path, {"hub": str(folder)}), "train").rows()) == [(1, 1)]
+
+
+def test_configurations_are_listed_where_one_has_to_be_named(tmp_path):
+    folder = tmp_path / "data"
+    for name in ("de", "en"):
+        write_parquet(folder / name, files=1)
+    configs = "".join(f"- config_name: {name}\n  data_files: {name}/*.parquet\n" for name in ("de", "en"))
+    (folder / "README.md").write_text(f"---\nconfigs:\n{configs}---\n")
+    with pytest.raises(UserError, match="has several configurations; set `config` to one of 'de', 'en'"):
+        open_source(card(tmp_path, {"hub": str(folder)}), "train")
+    named = card(tmp_path, {"hub": str(folder), "config": "en"})
+    assert len(numbers(open_source(named, "train").rows())) == 5
+
+
 def test_a_file_that_is_gone_is_one_bad_row(tmp_path):
     (tmp_path / "zipped").mkdir()
     with zipfile.ZipFile(tmp_path / "zipped" / "train.zip", "w") as archive:

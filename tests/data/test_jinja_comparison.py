@@ -3,6 +3,7 @@
 import pytest
 
 from uniaudio.data.field_values import ClassIndex
+from uniaudio.data.jinja import Text
 from uniaudio.data.keep_conditions import Condition
 from uniaudio.errors import UserError
 
@@ -57,6 +58,14 @@ def test_text_and_numbers_are_compared_by_meaning(source, value, holds):
 def test_text_that_is_no_number_is_not_compared_with_one(source):
     with pytest.raises(UserError, match=r"the text 'five' is compared with .*\(in a row with a='five'\)"):
         Condition(source, "here").is_true({"a": "five"})
+
+
+@pytest.mark.parametrize("source", ["a", "not a", "a and true", "true and not a"])
+def test_text_that_says_no_is_no_condition_by_itself(source):
+    with pytest.raises(UserError, match=r"the text 'No' counts as true, .* COLUMN == 'yes'.*a='No'"):
+        Condition(source, "here").is_true({"a": "No"})
+    assert Condition("a == 'yes'", "here").is_true({"a": "no"}) is False
+    assert Text("{% if a %}{{ a }}{% else %}nothing{% endif %}", "here").render({"a": "No"}) == "No"
 
 
 def test_a_list_of_numbers_and_texts_takes_either():

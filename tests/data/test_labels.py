@@ -142,9 +142,12 @@ def test_characters_that_cannot_be_seen_are_written_out(tmp_path):
     write_rows(tmp_path, [{"label": "high\u200b"}, {"label": "car\u00a0horn"}, {"label": "car  horn"}])
     entry = write_entry(tmp_path, template={"labels": ["high", "car horn"]})
     first, second, third = (refuse(entry, row) for row in open_source(entry.dataset, "train").rows())
-    assert first == r"'high\u200b' (with characters that are not visible) is not one of the labels of kind"
+    assert (
+        first
+        == r"'high\u200b' (with characters that are not visible) is not one of the labels of kind: high, car horn"
+    )
     assert second.startswith(r"'car\u00a0horn' (with")
-    assert third == "'car  horn' is not one of the labels of kind"
+    assert third == "'car  horn' is not one of the labels of kind: high, car horn"
 
 
 def refuse(entry, row):

@@ -75,6 +75,26 @@ def test_metadata_at_the_root_beside_folders_of_splits(tmp_path, suffix):
     assert labels(audiofolder(tmp_path))[0] == ("0.wav", "near")
 
 
+def test_paths_that_begin_with_the_folder_of_their_metadata(tmp_path):
+    data = tmp_path / "data"
+    write_clips(data, "train/0.wav", "train/1.wav", "2.wav")
+    rows = [{"file_name": name, "label": name[-5]} for name in ("train/0.wav", "train\\1.wav", "2.wav")]
+    write_metadata(data / "train" / "metadata.jsonl", rows)
+    assert labels(audiofolder(tmp_path)) == [("0.wav", "0"), ("1.wav", "1"), ("2.wav", "2")]
+    gone = audiofolder(tmp_path).row(2).audio[0]  # the clip above is another one
+    assert gone.source == data / "train" / "2.wav"
+
+
+def test_suffixes_in_another_case_are_the_same_clip(tmp_path):
+    data = tmp_path / "data"
+    write_clips(data, "0.wav", "1.WAV", "2.wav", "2.WAV")
+    rows = [{"file_name": f"{name}", "label": name[0]} for name in ("0.WAV", "1.wav", "2.WAV", "2.wav")]
+    write_metadata(data / "metadata.jsonl", rows)
+    source = audiofolder(tmp_path)
+    assert labels(source) == [("0.wav", "0"), ("1.WAV", "1"), ("2.WAV", "2"), ("2.wav", "2")]
+    assert source.left_out == {}
+
+
 def test_names_of_clips_are_found_however_they_are_composed(tmp_path):
     write_clips(tmp_path / "data", "to\u0308ne.wav")
     write_metadata(tmp_path / "data" / "metadata.jsonl", [{"file_name": "t\u00f6ne.wav", "label": "x"}])

@@ -12,6 +12,8 @@ from uniaudio.checks.odd_clips import decode_first_clips
 from uniaudio.config.nearest import suggest_name
 from uniaudio.data.batching import compute_audio_cost
 from uniaudio.data.card import DatasetCard
+from uniaudio.data.column_names import suggest_first_of
+from uniaudio.data.jinja import Text
 from uniaudio.data.long_clips import LongClips, measure_clips
 from uniaudio.data.recipe import Recipe
 from uniaudio.data.recipe_entries import Entry, RecipeEntry, open_entry
@@ -222,9 +224,10 @@ def refuse_missing_columns(rows: Sequence[Row], entry: RecipeEntry, template: Te
                 f"columns are {listed}; add it under `columns` of the card"
             )
         for used in text.list_missing(stored) if text is not None else ():
+            first_of = suggest_first_of(text.source, stored) if isinstance(text, Text) else ""
             raise UserError(
                 f"{card.path}: columns.{name}: uses '{used}'{suggest_name(used, stored)}, but the columns of the rows "
-                f"are {listed}"
+                f"are {listed}{first_of}"
             )
 
 

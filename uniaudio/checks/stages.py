@@ -251,6 +251,8 @@ def check_budget(config: RunConfig, stage: Stage, pairings: Sequence[CheckedEntr
             continue
         cost = pairing.compute_cost(stage.budget.per_example)
         if cost > stage.budget.audio_seconds:
+            # a length in milliseconds is no matter of the budget
+            refuse_undecodable([pairing], f"stages.{stage.name}")
             raise UserError(
                 f"stages.{stage.name}.budget.audio_seconds: {stage.budget.audio_seconds:g} is less than the "
                 f"average clip of {pairing.name} costs ({cost:.1f})"
@@ -280,7 +282,8 @@ def refuse_undecodable(seen: Sequence[CheckedEntry], where: str) -> None:
     if seen and all(one.undecodable for one in seen):
         names = ", ".join(f"{one.name}, split {one.split}" for one in seen)
         raise UserError(
-            f"{where}: no clip of the first rows of {names} can be decoded ({seen[0].undecodable}); repair these files"
+            f"{where}: no clip of the first rows of {names} can be decoded ({seen[0].undecodable}); correct these "
+            "files, or what their rows state of them"
         )
 
 

@@ -32,6 +32,7 @@ from uniaudio.checks.stages import (
     check_stage_names,
     check_stage_rows,
     describe_unreached_stages,
+    refuse_undecodable,
     sketch_parts,
     sketch_stages,
 )
@@ -115,6 +116,7 @@ def check_rows(
         for pairing in [*pairings, *evaluated]:
             for note in pairing.notes:
                 print_problem(f"{pairing.name}, split {pairing.split}: {note}", console)
+        refuse_undecodable(pairings, f"stages.{stage.name}.recipe: {recipe.name}")
         check_budget(config, stage, pairings)
         if decoder is not None and decoder.format is not None:
             for note in check_questions(

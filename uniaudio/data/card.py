@@ -14,6 +14,7 @@ from uniaudio.config.path_variables import expand_path
 from uniaudio.config.records import build
 from uniaudio.config.search_paths import find_file
 from uniaudio.data.card_file import MANIFESTS, WITH_CLASSES, CardFile, FirstOfFile, Load, SegmentFile
+from uniaudio.data.column_names import suggest_first_of
 from uniaudio.data.field_values import Classes, FirstOf
 from uniaudio.data.jinja import Text
 from uniaudio.data.keep_conditions import KEY, Condition
@@ -263,7 +264,12 @@ def make_column(made: str | FirstOfFile, where: str) -> Text | FirstOf:
     Raises:
         UserError: when the syntax of a text is wrong.
     """
-    return Text(made, where) if isinstance(made, str) else FirstOf(made.first_of, made.each, where)
+    if not isinstance(made, str):
+        return FirstOf(made.first_of, made.each, where)
+    try:
+        return Text(made, where)
+    except UserError as problem:
+        raise UserError(f"{problem}{suggest_first_of(made)}") from problem
 
 
 def parse_audio_columns(audio: Sequence[str], where: str) -> dict[str, Text | None]:

@@ -1,10 +1,13 @@
-"""What columns usually hold, by their names; in the order in which they are preferred."""
+"""What columns usually hold, by their names, in the order in which they are preferred; names that Jinja cannot use."""
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Collection
 from functools import lru_cache
 
+SOLE_NAME = re.compile(r"\{\{\s*([^{}|'\"()]+?)\s*\}\}")  # a text that is meant to be one column
 TRANSCRIPTS = (
     "text", "sentence", "transcription", "transcript", "normalized_text", "raw_transcription",
     "normalized_transcription", "utterance",
@@ -45,3 +48,15 @@ OTHERS = (
 def simplify_name(column: str) -> str:
     """Return the name of a column as the lists here spell it."""
     return re.sub(r"[\s-]+", "_", column.strip().lower())
+
+
+def suggest_first_of(source: str, stored: Collection[str] | None = None) -> str:
+    """Return how to name a column whose name is no name of Jinja, where a text is nothing but that; else nothing.
+
+    Args:
+        source: such as ``{{ Emotion Label }}``. stored: the columns that there are, where they are known.
+    """
+    alone = SOLE_NAME.fullmatch(source.strip())
+    if alone is None or alone[1].isidentifier() or (stored is not None and alone[1] not in stored):
+        return ""
+    return f"; for a column of this name, write {{first_of: [{json.dumps(alone[1], ensure_ascii=False)}]}}"

@@ -76,7 +76,7 @@ def require_file(source: LocalAudio) -> LocalAudio:
     """Return audio whose file is there, for reading a pipe would wait for ever.
 
     A manifest and a file system may write one name in two ways, with accents composed or not, with slashes or
-    backslashes: it is the same file.
+    backslashes, with its suffix in upper or lower case: it is the same file.
 
     Raises:
         RowError: "missing file".
@@ -85,9 +85,11 @@ def require_file(source: LocalAudio) -> LocalAudio:
     if not isinstance(path, Path) or path.is_file():
         return source
     written = dict.fromkeys([str(path), str(path).replace("\\", "/")])
-    for spelled in (Path(unicodedata.normalize(form, text)) for text in written for form in ("NFC", "NFD")):
-        if spelled.is_file():
-            return replace(source, path=spelled) if isinstance(source, FilePart) else spelled
+    for named in (Path(unicodedata.normalize(form, text)) for text in written for form in ("NFC", "NFD")):
+        for suffix in dict.fromkeys([named.suffix, named.suffix.lower(), named.suffix.upper()]):
+            spelled = named.with_suffix(suffix) if suffix else named
+            if spelled.is_file():
+                return replace(source, path=spelled) if isinstance(source, FilePart) else spelled
     raise RowError("missing file", f"{path} is a folder" if path.is_dir() else str(path))
 
 

@@ -14,11 +14,16 @@ from jinja2 import Undefined
 
 from uniaudio.errors import RowError
 
-MAY_END_LIST = frozenset("]} \t\r\n")  # last characters of a text that is tried as a list
+MAY_END_LIST = frozenset("]}) \t\r\n")  # last characters of a text that is tried as a list
 LONGEST_LIST = 100_000  # characters of a text that is tried as a list
 QUOTED = r"""(?:'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")"""
 # as numpy writes an array of texts: no commas
 ARRAY = re.compile(rf"\[\s*{QUOTED}(?:\s+{QUOTED})*\s*\]")
+ARRAY_CALL = re.compile(
+    r"array\((\[.*\])(?:,\s*dtype=[^()]*)?\)", re.DOTALL
+)  # as numpy writes one within others
+# as Python writes a tuple or a set of texts; anything else in such brackets is text
+TUPLE_OR_SET = re.compile(rf"\(\s*{QUOTED}\s*,.*\)|\{{\s*{QUOTED}\s*(?:,.*)?\}}", re.DOTALL)
 
 
 class ClassIndex(int):
@@ -123,7 +128,9 @@ def parse_list(text: str) -> list[Any] | dict[Any, Any] | None:
     if text[-1:] not in MAY_END_LIST:  # nearly all texts
         return None
     text = text.strip()
-    if text[:1] + text[-1:] not in ("[]", "{}") or len(text) > LONGEST_LIST:
+    if text[-1:] == ")" and len(text) <= LONGEST_LIST and (array := ARRAY_CALL.fullmatch(text)):
+        text = array[1]
+    if text[:1] + text[-1:] not in ("[]", "{}", "()") or len(text) > LONGEST_LIST:
         return None
     if ARRAY.fullmatch(text):  # before Python's reading, which would put neighbours together into one text
         return [ast.literal_eval(item) for item in re.findall(QUOTED, text)]
@@ -136,6 +143,9 @@ def parse_list(text: str) -> list[Any] | dict[Any, Any] | None:
         value = ast.literal_eval(text)
     except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
         return None
+    if isinstance(value, tuple | set) and TUPLE_OR_SET.fullmatch(text):
+        items = ast.literal_eval(f"[{text[1:-1]}]")  # in the order in which they are written
+        return items if all(isinstance(item, str) for item in items) else None
     return value if isinstance(value, list | dict) else None
 
 

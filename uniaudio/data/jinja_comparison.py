@@ -15,7 +15,9 @@ from uniaudio.data.field_values import ClassIndex, has_no_value
 
 NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?")
 TRUTH = {"true": True, "false": False}
-COMPARE, IS_TRUE = "compare ", "is true"  # names of filters that no template can write
+UNCLEAR = {"no", "n", "f", "off"}  # texts that are true as all texts are, and nearly always mean the opposite
+# names of filters that no template can write
+COMPARE, IS_TRUE, IS_CLEARLY_TRUE = "compare ", "is true", "is clearly true"
 ORDERS: dict[str, Callable[[Any, Any], Any]] = {
     "lt": operator.lt, "lteq": operator.le, "gt": operator.gt, "gteq": operator.ge,
 }  # fmt: skip
@@ -128,6 +130,19 @@ def is_true(value: Any) -> bool:
     return not has_no_value(value) and bool(value)
 
 
+def is_clearly_true(value: Any) -> bool:
+    """Return whether a condition that is one value holds, see ``is_true``.
+
+    Raises:
+        ValueError: for a text that says no, which would hold as any text does.
+    """
+    if isinstance(value, str) and value.strip().lower() in UNCLEAR:
+        raise ValueError(
+            f"the text {value!r} counts as true, as every text does; compare it, as in COLUMN == 'yes'"
+        )
+    return is_true(value)
+
+
 def compare_chain(first: Any, *rest: Any) -> bool:
     """Work out ``a < b <= c``: (a, "lt", b, "lteq", c)."""
     left = first
@@ -143,7 +158,7 @@ def prepare_comparisons(environment: Environment) -> None:
 
     What comparisons are rewritten to are filters, for the sandbox looks at every call of a function.
     """
-    environment.filters |= {COMPARE: compare_chain, IS_TRUE: is_true}
+    environment.filters |= {COMPARE: compare_chain, IS_TRUE: is_true, IS_CLEARLY_TRUE: is_clearly_true}
     for sign, names in TESTS.items():
         for name in names:
             environment.tests[name] = make_test(sign)
@@ -177,22 +192,28 @@ def compile_condition(environment: Environment, source: str) -> TemplateExpressi
         raise TemplateSyntaxError("chunk after expression", parser.stream.current.lineno)
     expression.set_environment(environment)
     body: list[nodes.Node] = [
-        nodes.Assign(nodes.Name("result", "store"), rewrite_truth(expression), lineno=1)
+        nodes.Assign(nodes.Name("result", "store"), rewrite_truth(expression, IS_CLEARLY_TRUE), lineno=1)
     ]
     return TemplateExpression(
         environment.from_string(nodes.Template(body, lineno=1)), undefined_to_none=False
     )
 
 
-def rewrite_truth(node: Any) -> Any:
-    """Rewrite an expression of which only the truth counts."""
+def rewrite_truth(node: Any, truth: str = IS_TRUE) -> Any:
+    """Rewrite an expression of which only the truth counts.
+
+    Args:
+        truth: name of the filter that tells the truth of a value.
+    """
     if isinstance(node, nodes.And | nodes.Or):
-        return type(node)(rewrite_truth(node.left), rewrite_truth(node.right), lineno=node.lineno)
+        return type(node)(
+            rewrite_truth(node.left, truth), rewrite_truth(node.right, truth), lineno=node.lineno
+        )
     if isinstance(node, nodes.Not):
-        return nodes.Not(rewrite_truth(node.node), lineno=node.lineno)
+        return nodes.Not(rewrite_truth(node.node, truth), lineno=node.lineno)
     if isinstance(node, nodes.Compare | nodes.Test):
         return rewrite_value(node)
-    return nodes.Filter(rewrite_value(node), IS_TRUE, [], [], None, None, lineno=node.lineno)
+    return nodes.Filter(rewrite_value(node), truth, [], [], None, None, lineno=node.lineno)
 
 
 def rewrite_value(node: Any) -> Any:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:  # they import what is here
 # One label of a column as templates see it; numbers stay numbers, so that a template can compute with them.
 Label = str | int | float
 INVISIBLE = {"Cf", "Zs"}  # Unicode's categories of format characters and blanks
+SHOWN_LABELS = 5  # of a closed set, in messages
 OPEN = "none"  # as `labels` of a line: answers are open, whatever else states a set
 
 
@@ -236,10 +237,11 @@ def refuse_unknown_labels(template: Template, answers: Sequence[str]) -> None:
     for label in (label for answer in answers for label in template.split_labels(answer)):
         if label in template.label_set:
             continue
-        detail = f"'{label}' is not one of the labels of {template.task}"
         shown = write_out_invisible(label)
-        if shown != label:
-            detail = f"'{shown}' (with characters that are not visible) is not one of the labels of {template.task}"
+        what = f"'{shown}'" if shown == label else f"'{shown}' (with characters that are not visible)"
+        listed = ", ".join(template.labels[:SHOWN_LABELS]) if template.labels else ""
+        more = ", ..." if template.labels and len(template.labels) > SHOWN_LABELS else ""
+        detail = f"{what} is not one of the labels of {template.task}: {listed}{more}"
         raise RowError("unknown label", detail)
 
 

@@ -48,7 +48,9 @@ def read_metadata(
     Raises:
         UserError: when a file cannot be read or has no column with paths.
     """
-    spelled = {simplify_path(clip): clip for clip in clips}
+    clips = sorted(clips)
+    spelled = {lower_suffix(simplify_path(clip)): clip for clip in clips}
+    spelled |= {simplify_path(clip): clip for clip in clips}
     rows: list[MetadataRow] = []
     errors: list[RowError] = []
     described: set[str] = set()
@@ -129,17 +131,26 @@ def refuse_without_paths(card: DatasetCard, rows: Iterable[dict[str, Any] | RowE
 def locate(path: str, file: Path, folder: Path, spelled: Mapping[str, str]) -> str:
     """Return the path of a clip relative to the folder of the split, as the file system spells it.
 
-    Written with ``./``, with backslashes or with accents composed otherwise, it is the same clip.
+    Written with ``./``, with backslashes, with accents composed otherwise, with its suffix in another case, or with the
+    name of the metadata file's own folder before it, it is the same clip.
     """
-    for written in (path, path.replace("\\", "/")):
-        relative = os.path.relpath(os.path.join(file.parent, written), folder)
-        if simplify_path(relative) in spelled:
-            return spelled[simplify_path(relative)]
-    return relative
+    written = path.replace("\\", "/")
+    above = [file.parent.parent] if written.startswith(f"{file.parent.name}/") else []
+    for spelling, base in [(path, file.parent), *((written, base) for base in (file.parent, *above))]:
+        relative = simplify_path(os.path.relpath(os.path.join(base, spelling), folder))
+        for name in (relative, lower_suffix(relative)):
+            if name in spelled:
+                return spelled[name]
+    return os.path.relpath(os.path.join(file.parent, written), folder)
 
 
 def simplify_path(path: str) -> str:
     return unicodedata.normalize("NFC", path)
+
+
+def lower_suffix(path: str) -> str:
+    stem, suffix = os.path.splitext(path)
+    return stem + suffix.lower()
 
 
 def is_outside(paths: Iterable[str]) -> bool:

@@ -6,7 +6,9 @@ Parquet files, tars and folders of clips are read as those of any other server; 
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -48,6 +50,9 @@ from uniaudio.data.sources.webdataset import WebDatasetSource
 from uniaudio.errors import RowError, UserError, convert_to_user_error
 from uniaudio.hub_client import call_hub, convert_hub_errors, convert_hub_refusals
 
+CONFIGS = re.compile(
+    r"Config name is missing.*available configs: \[(.*?)\]", re.DOTALL
+)  # as `datasets` says it
 CHAINED = "::"  # in URLs of fsspec, between a file and the archive that it is in
 AT_ONCE = 32  # rows in memory at the same time, beside what `datasets` itself reads ahead
 # suffixes of what lies beside data
@@ -174,6 +179,7 @@ class StreamedSource(ShardedSource):
         import datasets  # slow to import, and only needed here
 
         self.card, self.split, self.place, self.repository = card, split, place, repository
+        self.folder = Path(place) if Path(place).is_dir() else Path()  # that paths of clips are relative to
         load, stored = card.load, card.split(split)
         commit = repository.commit if repository is not None else None
         refusals = convert_hub_refusals(what, load.location, load.revision, "dataset")
@@ -181,7 +187,10 @@ class StreamedSource(ShardedSource):
             if is_saved_dataset(Path(place)):
                 stream = stream_saved_dataset(Path(place), stored.name)
             else:
-                builder = call_hub(lambda: datasets.load_dataset_builder(place, load.config, revision=commit))
+                with explain_missing_config(what):
+                    builder = call_hub(
+                        lambda: datasets.load_dataset_builder(place, load.config, revision=commit)
+                    )
                 self.files = list_builder_files(builder, stored.name)
                 if hasattr(builder.config, "decode_num_threads"):  # a step that could not be taken away again
                     builder.config.decode_num_threads = 0
@@ -251,10 +260,9 @@ class StreamedSource(ShardedSource):
         if not is_row_in_split(self.card, light, self.split, key):
             return None
         if not self.reads_clips:
-            return make_row(
-                self.card, key, light, {**dict.fromkeys(self.card.audio, UNREAD), **light}, Path()
-            )
-        return make_row(self.card, key, light, {**columns, **light}, Path(), self.fetch_clip)
+            unread = dict.fromkeys(self.card.audio, UNREAD)
+            return make_row(self.card, key, light, {**unread, **light}, self.folder)
+        return make_row(self.card, key, light, {**columns, **light}, self.folder, self.fetch_clip)
 
     def fetch_clip(self, value: Any) -> Any:
         """Return an audio column with its bytes, where it names a file on the Hub or in an archive."""
@@ -285,6 +293,23 @@ def list_builder_files(builder: Any, split: str) -> list[str]:
         str(name): [str(file) for file in files] for name, files in (builder.config.data_files or {}).items()
     }
     return by_split.get(split) or [file for files in by_split.values() for file in files]
+
+
+@contextmanager
+def explain_missing_config(what: str) -> Iterator[None]:
+    """Say which configurations a dataset has where one has to be named.
+
+    Raises:
+        UserError: listing them.
+    """
+    try:
+        yield
+    except ValueError as problem:
+        if named := CONFIGS.search(str(problem)):
+            raise UserError(
+                f"{what}: it has several configurations; set `config` to one of {named[1]}"
+            ) from problem
+        raise
 
 
 def give_advice(load: Load) -> str:
