@@ -78,7 +78,7 @@ OPERATORS: dict[str, str] = {
 }
 READS_LAYERS = ("layers", "hconv", "chconv")  # operators over all hidden states, which are not kept on disk
 PUBLISHED_START_ONLY = ("hconv", "chconv")
-TRAINED_TOO = ("concat", "sum")  # operators that are also run with everything trained
+TRAINED_TOO = ("concat", "gate")  # operators that are also run with everything trained
 FITTED_STARTS = ("wccn", "whitening")
 FITTED_LENGTH = ("fusion.start_examples=900", "fusion.lr=1e-4")
 WHISPER_FRAMES = json.dumps(read_layers(find_file("config", "real_fusion"), "config")["encoders"]["whisper"])
@@ -102,8 +102,8 @@ def fusion_runs() -> dict[str, Run]:
     add("whisper_alone", f"encoders={{whisper: {WHISPER_FRAMES}}}", "fusion=null")
     for name, folder in SECONDS.items():
         add(f"{name}_alone", f"encoders={{second: {second_encoder(folder)}}}", "fusion=null", *ALONE[name])
-        for operator, settings in OPERATORS.items():
-            fused = [f"fusion={settings[:-1]}, rate: 25, lr: 1e-3}}"]
+        for operator, given in OPERATORS.items():
+            fused = [f"fusion={given[:-1]}, rate: 25, lr: 1e-3}}"]
             if operator in READS_LAYERS:
                 fused += [
                     "encoders.whisper.cache=false",
@@ -118,7 +118,8 @@ def fusion_runs() -> dict[str, Run]:
             if operator in TRAINED_TOO:
                 trained = second_encoder(folder, "full", cache=False)
                 whisper = ["encoders.whisper.train=full", "encoders.whisper.cache=false"]
-                add(f"{name}_{operator}_trained", fused[0], *whisper, f"encoders.second={trained}")
+                settings = (*whisper, f"encoders.second={trained}", "fusion.start=wccn", *FITTED_LENGTH)
+                add(f"{name}_{operator}_wccn_trained", fused[0], *settings)
     pool = ", ".join(f"{folder.split('-')[0]}: {second_encoder(folder)}" for folder in POOL)
     weak = (f"encoders={{whisper: {WHISPER_FRAMES}, {pool}}}", "fusion={kind: mowe, rate: 25, lr: 1e-3}")
     add("mowe", *weak)
