@@ -120,7 +120,8 @@ def draw_gaps(axes: Any, gaps: np.ndarray[Any, Any]) -> None:
     for (row, column), gap in np.ndenumerate(gaps):
         if not np.isnan(gap):
             color = "white" if abs(gap) > 0.6 * WIDE else DARK
-            axes.text(column, row, f"{gap:+z.0f}", ha="center", va="center", color=color, fontsize=8)
+            text = f"{gap:+z.0f}" if abs(gap) >= 0.5 else "0"
+            axes.text(column, row, text, ha="center", va="center", color=color, fontsize=8)
 
 
 def save_figure(figure: Figure, path: Path) -> None:
