@@ -343,8 +343,10 @@ STARTS = [
 ]
 
 
-def test_the_start_of_a_fusion_reads_kept_frames_and_goes_on_exactly(tone_run, second, encoded):
+@pytest.mark.parametrize("precision", ["auto", "bf16"])
+def test_the_start_of_a_fusion_reads_kept_frames_and_goes_on_exactly(tone_run, second, encoded, precision):
     settings = [*CACHED, second, *STARTS, "stages.0.schedule=constant", "stages.0.steps=4"]
+    settings += [f"train.precision={precision}"]
     whole = run(tone_run, "whole", *settings)
     encoded.clear()
     run(tone_run, "part", *settings, "train.max_steps=2")

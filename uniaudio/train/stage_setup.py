@@ -126,8 +126,8 @@ def fit_starts(
     Raises:
         UserError: when the first stage does not train what has such a start.
     """
-    if choose_precision(config) is None:  # frames are computed here without autocast
-        keep_features([model], config, None, device, in_training=False)
+    # without autocast, whatever the steps compute in: these are the frames that probes read, and other runs' starts
+    keep_features([model], config, None, device, in_training=False)
     fit_fusion_start(model, structure, data, config)
     fit_adapter_start(model, data, config)
     detach_frame_cache(model)
