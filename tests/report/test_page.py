@@ -23,6 +23,8 @@ from uniaudio.commands.report import Wanted, report_runs
 from uniaudio.config.strict_yaml import dump_yaml
 from uniaudio.errors import UserError
 from uniaudio.report.page import make_environment
+from uniaudio.report.result_files import describe_missing_results
+from uniaudio.report.run_folder import read_run
 
 HOSTILE = "<script>alert(1)</script><img src=x onerror='alert(2)'>\"'&amp;{{ 7*7 }}</title></style></svg>-->"
 VOID = {"meta", "wbr"}  # what has no end; in a drawing the others end themselves
@@ -218,22 +220,24 @@ def test_a_run_with_nothing_beside_it(tmp_path, capsys):
     assert "Probes of the frozen encoder" not in [h["text"] for h in page.all("h2")]
     notes = [li["text"] for li in page.all("li")]
     assert any(note.startswith("data of alone: ") for note in notes)  # its recipe is nowhere
-    missing = [
-        f"alone has no answers; to add them: uniaudio eval {run} --out {run}/answers.json",
-        f"alone has no probe scores; to add them: uniaudio probe {run} --data NAME=FOLDER --out {run}/probes.json",
-    ]
-    assert [note for note in notes if " has no " in note] == missing
-    assert capsys.readouterr().err.splitlines() == missing
+    missing = f"alone has no probe scores; to add them: uniaudio probe {run} --data NAME=FOLDER --out {run}/probes.json"
+    assert missing in notes
+    assert capsys.readouterr().err.splitlines() == [missing]
 
 
-def test_results_that_are_stored_or_named_are_not_missed(tmp_path, capsys):
-    first, second = (write_run(tmp_path / name, ["only"], steps=40) for name in ("first", "second"))
-    probes = write_json(tmp_path / "p.json", folder_results(["s1"], [str(first)]))
-    write_json(second / "answers.json", answers_of({"tones:tone": ["low", "high"]}, count=2))
-    page, _ = document([first, second], None, probes=[probes])
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("first has no answers; ")
-    assert line in [li["text"] for li in page.all("li")]
+def test_results_that_are_not_stored_are_named_with_their_command(tmp_path):
+    runs = [read_run(write_run(tmp_path / name, ["t"], steps=40), name) for name in ("my first", "second")]
+    first = f"'{tmp_path}/my first'"
+    answers = f"my first has no answers; to add them: uniaudio eval {first} --out {first}/answers.json"
+    command = f"uniaudio probe {first} --data NAME=FOLDER --out {first}/probes.json"
+    probes = f"my first has no probe scores; to add them: {command}"
+    write_json(runs[1].folder / "answers.json", {})
+    write_json(runs[1].folder / "probes.json", {})
+    both = ["my first", "second"]
+    assert describe_missing_results(runs, [], [], both) == [answers, probes]
+    assert describe_missing_results(runs, [], [], ["second"]) == [probes]  # the first has no evaluation sets
+    assert describe_missing_results(runs, [tmp_path / "p.json"], [], both) == [answers]
+    assert describe_missing_results(runs, [], [tmp_path / "a.json"], both) == [probes]
 
 
 def test_a_run_that_broke_off_before_its_first_row(tmp_path):

@@ -63,8 +63,9 @@ def show_plan(
 def build_memory_table(plan: StagePlan, stage: Stage, machine: Machine) -> Table:
     """Lay out GiB by part and engine; what does not fit is red and has a largest micro-batch below the budget."""
     longest = f", at most {plan.clip.budget_seconds:.1f} s after `speed`" if plan.clip.stretch > 1 else ""
+    place = "the GPU" if machine.gpus == 1 else f"each of {machine.gpus} GPUs"
     title = (
-        f"stage {plan.name}: GiB on one of {machine.gpus} GPUs, micro-batches of {stage.budget.audio_seconds:g} s "
+        f"stage {plan.name}: GiB on {place}, micro-batches of {stage.budget.audio_seconds:g} s "
         f"({plan.clips:.1f} clips of {plan.clip.seconds:.1f} s{longest})"
     )
     table = Table(title=title, title_justify="left")
@@ -124,7 +125,7 @@ def describe_speed(plan: StagePlan, machine: Machine) -> Sequence[str]:
         f"{plan.trained:,.0f} parameters are trained; {plan.flops_per_second / 1e9:.1f} GFLOP per "
         f"second of audio, {speed:,.0f} hours of audio per GPU-hour",
         f"the stage trains on {plan.stage_hours:,.1f} h: {hours:,.2f} GPU-hours, {hours / machine.gpus:,.2f} hours on "
-        f"{machine.gpus} GPUs",
+        f"{machine.gpus} GPU{'s' if machine.gpus > 1 else ''}",
     ]
     if plan.pass_hours is not None:
         lines.append(

@@ -79,23 +79,25 @@ class Wanted:
 def report_runs(folders: Sequence[Path], out: Path | None, wanted: Wanted) -> Path:
     """Write one page about runs and return its path, by default ``report.html`` in the first of them.
 
-    What cannot be shown (a checkpoint or clips that are gone) is named on the page and does not end the report. Results
-    that were not stored are also named on stderr.
+    What cannot be shown (a checkpoint or clips that are gone) is named on the page and does not end the report.
 
     Raises:
         UserError: when a folder holds no run, or a results file cannot be read or holds something else.
     """
     runs = [read_run(folder, name) for folder, name in zip(folders, run_names(folders), strict=True)]
     out = check_output_file(out or folders[0] / "report.html", "output")
-    for sentence in describe_missing_results(runs, wanted.probes, wanted.answers):
-        announce(sentence)
     return write_page(build_report(runs, wanted), out)
 
 
 def build_report(runs: Sequence[RunRecord], wanted: Wanted) -> ReportPage:
-    """Read what belongs to the runs, and build all sections of the page."""
-    notes = describe_missing_results(runs, wanted.probes, wanted.answers)
-    recipes = [recipe for run in runs for recipe in load_run_recipes(run, notes)]
+    """Read what belongs to the runs, and build all sections of the page; missing results are also announced."""
+    notes: list[str] = []
+    recipes_of = {run.name: load_run_recipes(run, notes) for run in runs}
+    recipes = [recipe for run in runs for recipe in recipes_of[run.name]]
+    evaluated = [name for name, of_run in recipes_of.items() if of_run and of_run[-1].evaluate]
+    for sentence in describe_missing_results(runs, wanted.probes, wanted.answers, evaluated):
+        announce(sentence)
+        notes.append(sentence)
     entries = {entry.name: entry for recipe in recipes for entry in recipe.evaluate}
     run_answers, other_answers, other_scores = read_results(
         runs, wanted.answers, wanted.against, match_checkpoints, notes

@@ -21,12 +21,13 @@ class DataConfig(Strict):
     pool: PositiveInt = 256
     """Rows of a stream that are sorted by length together (length bucketing); more means fuller batches and less
     randomness: but if all clips of each dataset have the same length, every micro-batch then contains a single task.
+    Read by: train, check.
     """
     window: PositiveInt = 256
     """Shuffle buffer: rows of a shard (archive, table or stream) that are shuffled together."""
     streams: PositiveInt = 8
     """Independent streams of examples, rounded up to a multiple of `train.micro_batches`; this limits the useful number
-    of workers over all processes.
+    of workers over all processes. Read by: train, check.
     """
     patience: PositiveFloat = 300
     """Seconds to wait for a worker before the run ends with an error."""

@@ -116,7 +116,7 @@ class BalanceConfig(Strict):
     rate: PositiveFloat = 0.5
     """Largest change of the logarithm of that factor at a time."""
     examples: PositiveInt = 64
-    """Most rows of each evaluation set whose loss is measured."""
+    """Largest number of rows of each evaluation set on which the loss is measured."""
 
 
 class Stage(Strict):

@@ -94,18 +94,19 @@ def read_results(
 
 
 def describe_missing_results(
-    runs: Sequence[RunRecord], probes: Sequence[Path], answers: Sequence[Path]
+    runs: Sequence[RunRecord], probes: Sequence[Path], answers: Sequence[Path], evaluated: Collection[str]
 ) -> list[str]:
     """Return a sentence for each run without answers or probe scores, with the command that stores them.
 
     Args:
         probes, answers: the files that are read in place of those in the run folders.
+        evaluated: names of the runs whose last recipe has evaluation sets; others have nothing to answer.
     """
     sentences = []
     for index, run in enumerate(runs):
         folder = shlex.quote(str(run.folder))
         commands = {}
-        if index >= len(answers) and not (run.folder / ANSWERS).is_file():
+        if run.name in evaluated and index >= len(answers) and not (run.folder / ANSWERS).is_file():
             commands["answers"] = f"uniaudio eval {folder} --out {folder}/{ANSWERS}"
         if not probes and not (run.folder / PROBES).is_file():
             commands["probe scores"] = f"uniaudio probe {folder} --data NAME=FOLDER --out {folder}/{PROBES}"

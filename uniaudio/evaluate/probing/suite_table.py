@@ -90,8 +90,9 @@ def score_table(result: Mapping[str, Any], labels: Mapping[str, str]) -> Table:
 
     A task that is not measured has a line of dashes, and so has a model that has no scores of a task.
     """
+    seeds = f"{result['seeds']} seed{'s' if result['seeds'] > 1 else ''}"
     table = make_table(
-        f"{result['suite'] or 'labelled folders'}, protocol {result['protocol']}, {result['seeds']} seeds",
+        f"{result['suite'] or 'labelled folders'}, protocol {result['protocol']}, {seeds}",
         "task",
         "domain",
         "metric",
