@@ -56,7 +56,7 @@ def test_json_and_picture_are_written(tmp_path, capsys):
 def test_a_run_without_choices_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"holds no metrics\.jsonl"):
         read_choices(tmp_path, 0.25)
-    with pytest.raises(UserError, match="has no routing"):
+    with pytest.raises(UserError, match="has no routing decisions: its encoder does not choose"):
         read_choices(write(tmp_path / "run", [{"step": 1, "loss": 2.0}]), 0.25)
 
 

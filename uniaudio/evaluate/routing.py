@@ -36,7 +36,9 @@ def read_choices(run: Path, last: float) -> dict[str, Any]:
         raise UserError(f"{run} holds no metrics.jsonl; give the output_dir of a run")
     chosen = [row for row in read_metrics(file)[0] if "choices" in row]
     if not chosen:
-        raise UserError(f"{run}: the encoder of this run has no routing; gates, experts and MoWE have")
+        raise UserError(
+            f"{run} has no routing decisions: its encoder does not choose between encoders, experts or layers"
+        )
     end = chosen[-1]["step"]
     late = [row for row in chosen if row["step"] > end * (1 - last)]
     groups: dict[str, dict[str, dict[str, float]]] = {}
