@@ -61,6 +61,7 @@ class RowError(Exception):
 
     Attributes:
         key: of the row, where the source that raised it knows the key.
+        rows_before: rows that were read before a broken shard broke.
     """
 
     def __init__(self, reason: str, detail: str = "") -> None:
@@ -69,6 +70,7 @@ class RowError(Exception):
         self.reason = reason
         self.detail = detail
         self.key = ""
+        self.rows_before = 0
 
     def copy(self) -> RowError:
         """Return the same error, to be raised: one that is kept and raised again and again grows."""
@@ -178,6 +180,8 @@ class convert_to_row_error:  # written as a class, which is entered four times f
         if isinstance(problem, RowError):
             problem.key = problem.key or self.key
         elif isinstance(problem, Exception) and not isinstance(problem, UserError | LostProcessError):
-            error = RowError(self.reason, f"{self.name} ({read_first_line(problem)})")
+            cause = read_first_line(problem)
+            is_named = cause.startswith(f"{self.name}: ")
+            error = RowError(self.reason, cause if is_named else f"{self.name} ({cause})")
             error.key = self.key
             raise error from problem

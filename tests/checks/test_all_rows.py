@@ -2,11 +2,13 @@
 
 import io
 import json
+import re
 
 import pyarrow
 import pyarrow.parquet as pq
 import pytest
-from helpers.files import clip_bytes
+from helpers.files import clip_bytes, write_tar
+from helpers.range_server import serve_ranges
 from rich.console import Console
 
 from uniaudio.checks.all_rows import build_rows_table, describe_problems, read_all_rows, refuse_many_unusable
@@ -15,6 +17,7 @@ from uniaudio.console import WorkProgress
 from uniaudio.data import text_rows
 from uniaudio.data.prompt_tokens import ChatFormat
 from uniaudio.data.recipe import load_recipe
+from uniaudio.data.sources.http import VERSIONS
 from uniaudio.errors import UserError
 
 
@@ -130,6 +133,37 @@ def test_texts_that_the_decoder_cannot_use_are_listed(recipe_file, chat_tokenize
     if has_tokenizer:
         assert "1 special token in text: train32.wav" in problems[1]
         assert "1 text too long: train34.wav" in problems[2]
+
+
+@pytest.mark.parametrize(("code", "broken"), [(404, 1), (503, 0)])
+def test_a_shard_that_is_not_there_counts_by_its_share_as_in_training(recipe_file, code, broken):
+    """It comes as one row that cannot be used, but holds a quarter of all; a server that fails may be back later."""
+    folder = recipe_file.parent
+    with serve_ranges() as serving:
+        load = {"webdataset": f"{serving.root}/{{0..3}}.tar"}
+        change(folder, "d.yaml", load=load, splits={"train": {}, "test": {}})
+        change(folder, "t.yaml", inputs=["n"], target="{{ n }}", labels=None)
+        for n in range(4):
+            write_tar(folder / f"{n}.tar", range(10 * n, 10 * n + 10))
+            serving.files[f"/{n}.tar"] = (folder / f"{n}.tar").read_bytes()
+        serving.files["/2.tar"] = b""
+        serving.answer = lambda first, last: (
+            serving.proper(first, last) if serving.content else (code, {}, b"")
+        )
+        findings, problems, _ = look(recipe_file)
+    VERSIONS.clear()
+    train = findings["train"]
+    assert (train.read, train.used, train.broken, train.lost_share) == (31, 30, broken, broken / 4)
+    url = f"{serving.root}/2.tar: {code}"
+    assert problems[0].startswith(f"d:t, split train: skipped: 1 broken shard: {url} ")
+    if broken:
+        message = (
+            r"^dataset d, split train: about 25\.0% of its rows are in broken shards, and 0 of 30 others cannot be used"
+            rf", more than data\.max_skipped_share allows \(0\.24\): 1 broken shard: {re.escape(url)} Not Found$"
+        )
+        with pytest.raises(UserError, match=message):
+            refuse_many_unusable(train, 0.24)
+    refuse_many_unusable(train, 0.3)
 
 
 def test_empty_answers_are_listed(recipe_file):

@@ -13,6 +13,7 @@ from uniaudio.data.skipped_rows import BrokenShard, SkipLedger
 from uniaudio.data.sources.base import BrokenShardError, Place
 from uniaudio.data.sources.paths import read_size
 from uniaudio.data.sources.source_kinds import open_source
+from uniaudio.errors import RowError
 
 ROWS = 20
 
@@ -143,6 +144,20 @@ def test_rows_and_shards_count_together():
     ledger.add({"set": 100}, [BrokenShard("set", "a.tar", "broken shard", "cut", 30, 0.06)])
     assert ledger.explain_problem().startswith(
         "set lost about 30 rows, 6.0% of the dataset, in 1 broken shard(s)"
+    )
+
+
+def test_a_shard_that_is_not_there_is_named_once_and_its_rows_are_not_counted():
+    url = "http://host/b.tar"
+    skip = BrokenShard.estimate("set", url, 4, 0, RowError("broken shard", f"{url}: 404 Not Found"))
+    ledger = SkipLedger(0.05)
+    ledger.add({"set": 32}, [skip])
+    assert ledger.report_new_shards(SkipLedger(0.05)) == [
+        f"dataset set: shard {url} is broken (404 Not Found): all of its rows are lost, 25.0% of the dataset"
+    ]
+    assert ledger.explain_problem() == (
+        f"set lost 25.0% of the dataset in 1 broken shard(s) (the first is {url}: 404 Not Found) and 0 of 32 other "
+        "rows, more than data.max_skipped_share=0.05 allows; skipped.jsonl names them"
     )
 
 

@@ -17,6 +17,7 @@ from uniaudio.data.sources.http import (
     UnavailableError,
     convert_http_errors,
     parse_retry_after,
+    request_part,
 )
 from uniaudio.data.sources.retries import OutageLog, read_patiently
 from uniaudio.data.sources.source_kinds import open_source
@@ -197,10 +198,39 @@ def test_a_server_that_sends_retry_after_gets_it_within_the_limit():
         "dataset set: cannot be read at the moment (503); retrying for up to 600 s (data.max_outage)",
         "dataset set: can be read again",
     ]
-    rows, slept, _, _ = outage([UnavailableError("503", 1e6)] * 2)
-    with pytest.raises(UserError, match="tried 2 times in 600 s"):
+
+
+def test_a_server_that_asks_for_more_than_the_limit_is_named_before_the_pause():
+    refused = [ConnectionError("refused")] * 2
+    rows, slept, said, _ = outage([*refused, UnavailableError("503", 900.0), UnavailableError("503", 900.0)])
+    with pytest.raises(UserError, match="tried 4 times in 600 s"):
         list(rows)
-    assert slept == [600.0]
+    assert slept == [1.0, 2.0, 597.0]
+    assert said == [
+        "dataset set: cannot be read at the moment (503); retrying for up to 600 s (data.max_outage)",
+        "dataset set: the server asks to wait 900 s, longer than data.max_outage (600 s) allows; the last try is in "
+        "597 s",
+    ]
+
+
+def test_the_last_try_is_said_once_for_all_readers_of_a_dataset_and_again_in_the_next_outage():
+    said = []
+    log = OutageLog(said.append)
+    for _ in range(2):
+        for _ in range(3):
+            log.begin("set", "503", 30.0)
+            log.note_last_try("set", 100.0, 30.0, 30.0)
+        for _ in range(3):
+            log.end("set", over=True)
+    kinds = ["cannot be read", "the server asks to wait 100 s", "can be read again"] * 2
+    assert [kind in sentence for kind, sentence in zip(kinds, said, strict=True)] == [True] * 6
+
+
+@pytest.mark.parametrize(("header", "shown"), [("100", ", Retry-After: 100 s"), (None, ""), ("soon", "")])
+def test_what_a_server_asks_for_is_part_of_its_refusal(server, header, shown):
+    server.answer = lambda first, last: (503, {"Retry-After": header}, b"")
+    with pytest.raises(UnavailableError, match=rf"/a\.tar: 503 Service Unavailable{shown}$"):
+        request_part(f"{server.root}/a.tar", 0, 9, 5.0)
 
 
 def test_an_outage_is_waited_out_for_ten_minutes_and_said_once():

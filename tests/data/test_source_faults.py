@@ -148,9 +148,39 @@ def test_pauses_double_and_a_row_starts_them_anew(server, tars):
 def test_a_server_that_stays_away_ends_the_run_with_names(server, tars):
     server.faults = [503] * 9
     with pytest.raises(
-        UserError, match=r"dataset set: http\S+set-0\.tar cannot be read from row 0 on, tried 3 times"
+        UserError,
+        match=r"dataset set: http\S+set-0\.tar cannot be read from row 0 on, tried 3 times in 3 s \(503 ",
     ):
         patiently(tars, max_outage=3.0)
+
+
+@pytest.mark.parametrize("ranges", [True, False])
+def test_windows_of_a_tar_are_fetched_once_whatever_the_server_serves(server, tars, ranges):
+    """Without parts of files, a request for each window would fetch all that lies before it again."""
+    server.ranges = ranges
+    place, read = Place(), []
+    while True:
+        rows = tars.read(0, place)
+        window = [pair for _ in range(4) if (pair := next(rows, None)) is not None]
+        rows.close()
+        if not window:
+            break
+        read += [row for row, _ in window]
+        place = window[-1][1]
+    assert numbers(read) == [(i, i) for i in range(10)]
+    assert len(server.requests) == (4 if ranges else 2)  # one is behind the last row
+    rest = list(tars.read(0, Place(0, 0)))
+    assert numbers(row for row, _ in rest) == [(i, i) for i in range(10)]
+
+
+def test_a_server_that_gives_up_a_paused_answer_is_asked_again(server, tars):
+    server.ranges, server.faults = False, ["drop"]
+    rows = read_patiently(tars, 0, Place(), "set", sleep=lambda _: None)
+    first = [next(rows) for _ in range(2)]
+    rows.close()
+    rest, slept = patiently(tars, place=first[-1][1])
+    assert numbers(row for row, _ in [*first, *rest]) == [(i, i) for i in range(10)]
+    assert (slept, len(server.requests)) == ([1.0], 2)
 
 
 @pytest.mark.parametrize("code", [404, 403, 410])

@@ -20,7 +20,8 @@ from uniaudio.data.placeholders import describe_placeholders, find_placeholders
 from uniaudio.data.prompt_tokens import ChatFormat, check_text
 from uniaudio.data.recipe import Recipe
 from uniaudio.data.recipe_entries import Entry, RecipeEntry, open_entry
-from uniaudio.data.sources.base import IndexedSource, Row, Source
+from uniaudio.data.skipped_rows import BrokenShard
+from uniaudio.data.sources.base import BROKEN_SHARD, IndexedSource, Row, Source
 from uniaudio.data.template_file import JOINED_METRICS
 from uniaudio.data.text_rows import read_text_rows
 from uniaudio.errors import RowError, UserError, escape_text
@@ -50,10 +51,15 @@ class RowFindings:
         lengths: of clips in seconds. are_measured: read from the headers of a few, as rows do not state them.
         format: of the decoder, where its tokenizer is there.
         is_file: clips are files, whose names are theirs alone; names within archives and tables may come again.
+        shards: of the source; 0 where it has none. broken: those that cannot be read. lost_share: share of all rows
+            that they hold, estimated as in training.
     """
 
     entry: RecipeEntry
     is_file: bool = True
+    shards: int = 0
+    broken: int = 0
+    lost_share: float = 0.0
     read: int = 0
     used: int = 0
     sample: str = ""
@@ -111,7 +117,9 @@ def read_all_rows(
     """
     entry, source = open_entry(entry)
     texts = read_text_rows(source, entry.dataset)
-    findings = RowFindings(entry, isinstance(source, IndexedSource), format=format)
+    is_file = isinstance(source, IndexedSource)
+    shards = 0 if isinstance(source, IndexedSource) else len(source.shards)
+    findings = RowFindings(entry, is_file, shards, format=format)
     findings.labels = next((labels for labels in entry.label_sets if labels), ())
     work = progress.begin(f"reading {entry.name}, {entry.split}", texts.count)
     for number, row in enumerate(texts, 1):
@@ -131,6 +139,13 @@ def add_row(findings: RowFindings, row: Row | RowError) -> None:
     findings.read += 1
     if isinstance(row, RowError):
         note_problem(findings, row, row.key)
+        if row.reason == BROKEN_SHARD and not isinstance(
+            row.__cause__, OSError
+        ):  # which training tries again
+            name = findings.entry.dataset.name
+            skip = BrokenShard.estimate(name, row.key, findings.shards, row.rows_before, row)
+            findings.broken += 1
+            findings.lost_share = min(1.0, findings.lost_share + skip.share)
         return
     answer, problem = "", None
     placeholders: set[tuple[str, str]] = set()  # several templates may answer with one column
@@ -176,7 +191,9 @@ def note_problem(findings: RowFindings, problem: RowError, key: str) -> None:
     findings.unusable[problem.reason, detail] += 1
     keys = findings.examples.setdefault((problem.reason, detail), [])
     if len(keys) < SHOWN:
-        keys.append(key if detail or problem.detail in ("", key) else f"{key} ({problem.detail})")
+        is_named = problem.detail.startswith(f"{key}: ")
+        shown = problem.detail if is_named else f"{key} ({problem.detail})"
+        keys.append(key if detail or problem.detail in ("", key) else shown)
 
 
 def list_identities(row: Row) -> list[Identity]:
@@ -293,12 +310,16 @@ def refuse_many_unusable(findings: RowFindings, most: float) -> None:
     Raises:
         UserError: with the reasons.
     """
-    if findings.unusable_share > most:
-        entry = findings.entry
+    if findings.unusable_share + findings.lost_share > most:
+        entry, read = findings.entry, findings.read - findings.broken
+        unusable = f"{read - findings.used:,} of {read:,}"
+        what = f"{unusable} rows cannot be used"
+        if findings.broken:
+            lost = f"about {findings.lost_share:.1%} of its rows are in broken shards"
+            what = f"{lost}, and {unusable} others cannot be used"
         raise UserError(
-            f"dataset {entry.dataset.name}, split {entry.split}: {findings.read - findings.used:,} of "
-            f"{findings.read:,} rows cannot be used, more than data.max_skipped_share allows ({most:g}): "
-            f"{'; '.join(findings.describe_reasons())}"
+            f"dataset {entry.dataset.name}, split {entry.split}: {what}, more than data.max_skipped_share allows "
+            f"({most:g}): {'; '.join(findings.describe_reasons())}"
         )
 
 

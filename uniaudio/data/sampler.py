@@ -13,7 +13,14 @@ from weakref import WeakSet
 
 from uniaudio.data.permutation import hash_parts, permute_index
 from uniaudio.data.skipped_rows import BrokenShard, Skip
-from uniaudio.data.sources.base import BrokenShardError, IndexedSource, Place, Row, ShardedSource
+from uniaudio.data.sources.base import (
+    BROKEN_SHARD,
+    BrokenShardError,
+    IndexedSource,
+    Place,
+    Row,
+    ShardedSource,
+)
 from uniaudio.data.sources.retries import MAX_OUTAGE, read_patiently
 from uniaudio.errors import RowError, UserError, convert_to_row_error
 
@@ -269,13 +276,13 @@ class ShardCursor:
         Raises:
             RowError: "broken shard", whatever ended the reading.
         """
-        with convert_to_row_error("broken shard", self.source.shards[shard]):
+        with convert_to_row_error(BROKEN_SHARD, self.source.shards[shard]):
             try:
                 yield from read_patiently(
                     self.source, shard, place, self.name, self.max_outage, waited=self.note_pause
                 )
             except BrokenShardError as problem:
-                raise RowError("broken shard", str(problem)) from problem
+                raise RowError(BROKEN_SHARD, str(problem)) from problem
 
 
 READERS: WeakSet[threading.Thread] = WeakSet()

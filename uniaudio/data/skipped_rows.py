@@ -108,8 +108,9 @@ class SkipLedger:
                 if shard in known.shards.get(source, {}):
                     continue
                 lost = f"about {rows} of its rows" if rows else "all of its rows"
+                reason = detail.removeprefix(f"{shard}: ")
                 sentences.append(
-                    f"dataset {source}: shard {shard} is broken ({detail}): {lost} are lost, {share:.1%} of the dataset"
+                    f"dataset {source}: shard {shard} is broken ({reason}): {lost} are lost, {share:.1%} of the dataset"
                 )
                 known.add_shard(source, shard, rows, share, detail)
         return sentences
@@ -160,10 +161,14 @@ class SkipLedger:
             if shards and lost_share + shard_share > self.allowed:
                 unread = sum(rows for rows, _, _ in shards.values())
                 first, (_, _, detail) = next(iter(shards.items()))
+                reason = detail.removeprefix(f"{first}: ")
+                amount = f"{min(shard_share, 1.0):.1%} of the dataset"
+                if unread:  # of shards that gave no row, nobody knows how many they have
+                    amount = f"about {unread} rows, {amount},"
                 return (
-                    f"{source} lost about {unread} rows, {min(shard_share, 1.0):.1%} of the dataset, in {len(shards)} "
-                    f"broken shard(s) (the first is {first}: {detail}) and {lost} of {drawn} other rows, more than "
-                    f"data.max_skipped_share={self.allowed:g} allows; skipped.jsonl names them"
+                    f"{source} lost {amount} in {len(shards)} broken shard(s) (the first is {first}: {reason}) and "
+                    f"{lost} of {drawn} other rows, more than data.max_skipped_share={self.allowed:g} allows; "
+                    "skipped.jsonl names them"
                 )
             if drawn >= FEWEST and lost > self.allowed * drawn:
                 listed = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())

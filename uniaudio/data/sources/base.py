@@ -23,6 +23,7 @@ from uniaudio.data.keep_conditions import KEY
 from uniaudio.errors import RowError, UserError, convert_to_row_error
 from uniaudio.types import SAMPLE_RATE
 
+BROKEN_SHARD = "broken shard"  # the reason of a row error that stands for the rest of a shard
 UNREAD = b""  # a clip in a row that is only read for what it says
 
 
@@ -215,11 +216,14 @@ class ShardedSource(RowSource):
 
     def shard_rows(self, shard: int) -> Iterator[Row | RowError | None]:
         """Yield the rows of a shard: what the split does not keep as None, and what breaks as an error at its end."""
+        rows_before = 0
         try:
-            with convert_to_row_error("broken shard", self.shards[shard], self.shards[shard]):
-                for row, _ in self.read(shard, Place()):
+            with convert_to_row_error(BROKEN_SHARD, self.shards[shard], self.shards[shard]):
+                for row, behind in self.read(shard, Place()):
+                    rows_before = behind.row
                     yield from self.divide_row(row)
         except RowError as problem:
+            problem.rows_before = rows_before
             yield problem
 
     def rows(self) -> Iterator[Row | RowError]:

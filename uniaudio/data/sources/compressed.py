@@ -66,10 +66,11 @@ def open_decompressed(place: str, offset: int, timeout: float) -> BinaryIO:
 
 
 class PausedReaders(Generic[Item]):
-    """Readers of compressed files that were left in the middle, by where they go on.
+    """Readers that were left in the middle, of compressed files and of servers that send only whole files.
 
     Rows are read window by window, and a window begins where the last one ended: without its reader all that lies
-    before would be decompressed again for every window. The readers left longest ago are given up beyond ``most``.
+    before would be decompressed or fetched again for every window. Readers are known by where they go on. Those left
+    longest ago are given up beyond ``most``.
     """
 
     def __init__(self, most: int = MOST_PAUSED) -> None:

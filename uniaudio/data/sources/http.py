@@ -111,6 +111,10 @@ def convert_http_errors(url: str) -> Iterator[None]:
     """
     try:
         yield
+    except urllib.error.URLError as problem:
+        raise ConnectionError(
+            f"{url}: {getattr(problem.reason, 'strerror', None) or problem.reason}"
+        ) from problem
     except (BrokenShardError, OSError):
         raise
     except (http.client.IncompleteRead, http.client.BadStatusLine) as problem:
@@ -191,7 +195,8 @@ def handle_refusal(url: str, first: int, known: FileVersion, problem: urllib.err
     said = problem.headers.get("X-Error-Message")  # the Hub's own words
     text = f"{url}: {problem.code} {problem.reason}" + (f" ({said})" if said else "")
     if problem.code in PASSING:
-        raise UnavailableError(text, parse_retry_after(problem.headers.get("Retry-After")))
+        after = parse_retry_after(problem.headers.get("Retry-After"))
+        raise UnavailableError(text if after is None else f"{text}, Retry-After: {after:.0f} s", after)
     raise BrokenShardError(text)
 
 
@@ -238,14 +243,18 @@ def check_answer(url: str, first: int, last: int | None, answer: Any) -> Part:
 class HttpStream(io.RawIOBase):
     """A file at an http(s) URL, read onwards from an offset.
 
-    A connection that ends early is an ``OSError``, never the end of the file. ``size``: bytes of the file, where the
-    server says.
+    A connection that ends early is an ``OSError``, never the end of the file.
+
+    Attributes:
+        size: bytes of the file, where the server says. serves_parts: whether it sends parts of files; one that does not
+            sends the whole file for every offset.
     """
 
     def __init__(self, url: str, offset: int, timeout: float) -> None:
         self.url = url
         part = request_part(url, offset, None, timeout)
         self.answer, self.left, self.size = part.answer, part.length, part.total
+        self.serves_parts = getattr(part.answer, "status", 206) == 206
         self.drop(offset - part.first)
 
     def drop(self, count: int) -> None:

@@ -12,7 +12,7 @@ from typing import TypeVar
 from urllib.parse import urlsplit
 
 from uniaudio.data.sources.base import BrokenShardError, Place, Row, ShardedSource
-from uniaudio.data.sources.http import compute_pause
+from uniaudio.data.sources.http import UnavailableError, compute_pause
 from uniaudio.errors import RowError, UserError, escape_text, read_first_line
 
 MAX_OUTAGE = 600.0  # seconds, where a run's `data.max_outage` does not say
@@ -34,6 +34,7 @@ class OutageLog:
 
     say: Callable[[str], None] = print_to_stderr
     readers: dict[str, int] = field(default_factory=dict)
+    in_last_pause: set[str] = field(default_factory=set)  # datasets of which ``note_last_try`` has spoken
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def begin(self, name: str, reason: str, max_outage: float) -> None:
@@ -46,12 +47,28 @@ class OutageLog:
                     f"{max_outage:g} s (data.max_outage)"
                 )
 
+    def note_last_try(self, name: str, requested: float, left: float, max_outage: float) -> None:
+        """Say, once in an outage, that a server asks for a longer pause than the limit leaves.
+
+        Args:
+            requested, left: seconds that the server asks to wait, and those after which the last try comes.
+        """
+        with self.lock:
+            if name not in self.in_last_pause:
+                self.in_last_pause.add(name)
+                self.say(
+                    f"dataset {name}: the server asks to wait {requested:.0f} s, longer than data.max_outage "
+                    f"({max_outage:g} s) allows; the last try is in {left:g} s"
+                )
+
     def end(self, name: str, over: bool) -> None:
         """Count a reader that waits no longer."""
         with self.lock:
             self.readers[name] -= 1
-            if over and not self.readers[name]:
-                self.say(f"dataset {name}: can be read again")
+            if not self.readers[name]:
+                self.in_last_pause.discard(name)
+                if over:
+                    self.say(f"dataset {name}: can be read again")
 
 
 OUTAGES = OutageLog()
@@ -92,15 +109,22 @@ def read_patiently(
             except OSError as problem:
                 reason = escape_text(read_first_line(problem))
                 if paused >= max_outage:
+                    file = source.shards[shard]
+                    reason = reason.removeprefix(f"{escape_text(file)}: ")
                     raise UserError(
-                        f"dataset {name}: {source.shards[shard]} cannot be read from row {place.row} on, tried "
-                        f"{tries + 1} times in {max_outage:g} s ({reason}); raise data.max_outage to wait longer"
+                        f"dataset {name}: {file} cannot be read from row {place.row} on, tried {tries + 1} times in "
+                        f"{max_outage:g} s ({reason}); raise data.max_outage to wait longer"
                     ) from problem
-                pause = min(compute_pause(tries, problem), max_outage - paused)
+                left = max_outage - paused
+                pause = min(compute_pause(tries, problem), left)
                 tries, paused = tries + 1, paused + pause
-                if paused > SAID_AFTER and not said:
+                requested = problem.after if isinstance(problem, UnavailableError) else None
+                is_cut_short = requested is not None and requested > left
+                if not said and (paused > SAID_AFTER or is_cut_short):
                     said = True
                     log.begin(name, reason, max_outage)
+                if requested is not None and is_cut_short:
+                    log.note_last_try(name, requested, left, max_outage)
                 waited(pause)
                 sleep(pause)
     finally:
@@ -128,8 +152,9 @@ def call_patiently(
             pause = compute_pause(number, problem)
             if paused + pause > PATIENCE[ANSWERED.get(host)]:
                 ANSWERED[host] = False
-                reason = f"tried {number + 1} times in {paused:g} s ({read_first_line(problem)})"
-                raise RowError("unreachable file", f"{url}: {reason}") from problem
+                cause = read_first_line(problem).removeprefix(f"{url}: ")
+                tries = f"tried {number + 1} times in {paused:g} s"
+                raise RowError("unreachable file", f"{url}: {tries} ({cause})") from problem
             (sleep or time.sleep)(pause)
             paused += pause
         else:

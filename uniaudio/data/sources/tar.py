@@ -16,7 +16,7 @@ from uniaudio.data.encoded_audio import EncodedAudio, FilePart
 from uniaudio.data.sources.base import BrokenShardError
 from uniaudio.data.sources.compressed import open_decompressed
 from uniaudio.data.sources.folder_walk import is_clip
-from uniaudio.data.sources.http import BLOCK
+from uniaudio.data.sources.http import BLOCK, HttpStream
 from uniaudio.data.sources.paths import find_codec, is_remote
 from uniaudio.data.sources.url_files import open_onwards
 from uniaudio.errors import RowError
@@ -60,6 +60,9 @@ class TarReader:
         self.stream = (open_decompressed if packed else open_onwards)(place, offset, timeout)
         self.local = None if packed or is_remote(place) else Path(place)
         self.size = os.fstat(self.stream.fileno()).st_size if self.local is not None else 0
+        source = getattr(self.stream, "raw", None)
+        # whether opening it at a later offset means reading all that lies before
+        self.is_read_from_start = packed or (isinstance(source, HttpStream) and not source.serves_parts)
 
     def iterate_members(self) -> Iterator[Member]:
         """Yield the files that follow.

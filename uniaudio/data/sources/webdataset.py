@@ -34,7 +34,7 @@ from uniaudio.errors import RowError
 
 NAME = re.compile(r"((?:.*/)?[^./]+)\.([^/]*)", re.DOTALL)  # key and extension, as the format defines them
 
-PAUSED = PausedReaders[Member]()  # of compressed tars
+PAUSED = PausedReaders[Member]()  # of tars that can only be read from their beginning
 
 
 @dataclass(frozen=True)
@@ -112,9 +112,10 @@ class WebDatasetSource(ShardedSource):
         place = self.shards[shard]
         first: tuple[Member, ...] = ()
         if (kept := PAUSED.take(place, start)) is not None:
-            first, rest = kept[:1], kept[1]
+            first, rest, is_worth_keeping = kept[:1], kept[1], True
         else:
-            rest = TarReader(place, start, self.card.load.timeout).iterate_members()
+            reader = TarReader(place, start, self.card.load.timeout)
+            rest, is_worth_keeping = reader.iterate_members(), reader.is_read_from_start
         for member in itertools.chain(first, rest):
             named = NAME.fullmatch(member.name)
             if named is None:
@@ -124,7 +125,7 @@ class WebDatasetSource(ShardedSource):
                 try:
                     yield Sample(key, group, again, member.start + same)
                 except GeneratorExit:
-                    if find_codec(place) is not None:
+                    if is_worth_keeping:
                         PAUSED.put(place, member.start, member, rest)
                     raise
                 group, again = [], same
