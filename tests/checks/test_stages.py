@@ -48,17 +48,21 @@ def recipes(tone_run):
     )
     (folder / "pitch.yaml").write_text(other)
     empty = line | {"dataset": "nothing"}
-    muted = card.replace("dataset: tones", "dataset: muted").replace("jsonl: tones", "jsonl: muted")
-    (folder / "muted.yaml").write_text(muted)
-    shutil.copytree(folder / "tones", folder / "muted")
-    for clip in (folder / "muted").glob("*.wav"):  # the header alone can be read
-        soundfile.write(clip, np.full(4800, np.nan), 16000, subtype="FLOAT")
+    for name, numbers in {"muted": range(40), "muted_later": range(20, 40), "muted_first": range(20)}.items():
+        muted = card.replace("dataset: tones", f"dataset: {name}").replace("jsonl: tones", f"jsonl: {name}")
+        (folder / f"{name}.yaml").write_text(muted)
+        shutil.copytree(folder / "tones", folder / name)
+        for number in numbers:  # the header alone can be read
+            clip = folder / name / f"{number}.wav"
+            soundfile.write(clip, np.full(4800, np.nan), 16000, subtype="FLOAT")
     for name, data in {
         "no_rows": {"train": [empty], "evaluate": [line]},
         "no_column": {"train": [line | {"template": "pitch"}], "evaluate": [line]},
         "no_evaluation_rows": {"train": [line], "evaluate": [empty]},
         "no_evaluation": {"train": [line]},
         "mute": {"train": [line | {"dataset": "muted"}], "evaluate": [line | {"dataset": "muted"}]},
+        "mute_first": {"train": [line | {"dataset": "muted_first"}]},
+        "mute_later": {"train": [line | {"dataset": "muted_later"}]},
         "mute_evaluation": {"train": [line], "evaluate": [line | {"dataset": "muted"}]},
         "half_mute": {
             "train": [line, line | {"dataset": "muted"}],
@@ -109,16 +113,25 @@ MISTAKES = {
     ),
     "a mixture without a clip that can be decoded": (
         {"recipe": "mute_evaluation", "balance": {"every": 1}},
-        "stages.two.balance: evaluation sets of recipe mute_evaluation: no clip of the first rows of muted:tone, split "
+        "stages.two.balance: evaluation sets of recipe mute_evaluation: none of the clips tried of muted:tone, split "
         "test can be decoded (30.wav: non-finite samples",
     ),
     "a stage without a clip that can be decoded": (
         {"recipe": "mute"},
-        "stages.two.recipe: mute: no clip of the first rows of muted:tone, split train can be decoded (0.wav: non-fin",
+        "stages.two.recipe: mute: none of the clips tried of muted:tone, split train can be decoded (0.wav: non-fin",
+    ),
+    "a stage with a set without a clip that can be decoded": (
+        {"recipe": "half_mute"},
+        "stages.two.recipe: half_mute: none of the clips tried of muted:tone, split train can be decoded (0.wav: non-",
     ),
     "ewc without a clip that can be decoded": (
         ways(ewc={"weight": 1, "recipe": "mute"}),
-        "stages.two.continual.ewc.recipe: mute: no clip of the first rows of muted:tone, split train can be decoded",
+        "stages.two.continual.ewc.recipe: mute: none of the clips tried of muted:tone, split train can be decoded",
+    ),
+    "ewc with clips that can be decoded at the beginning alone": (
+        ways(ewc={"weight": 1, "recipe": "mute_later"}),
+        "stages.two.continual.ewc.recipe: mute_later: none of the clips tried of muted_later:tone, split train can be "
+        "decoded (20.wav: non-finite samples",
     ),
 }
 
@@ -157,17 +170,33 @@ def test_times_in_milliseconds_are_no_matter_of_the_budget(recipes, monkeypatch,
     for budget in ({}, {"data.max_seconds": 1000}):
         settings = [f"{key}={value}" for key, value in budget.items()]
         run = load_run(recipes, [f"stages={json.dumps([STAGE | {'recipe': 'timed_recipe'}])}", *settings])
-        with pytest.raises(
-            UserError, match=f"no clip of the first rows of timed:tone, .* \\(a.wav: {reason}"
-        ):
+        with pytest.raises(UserError, match=f"none of the clips tried of timed:tone, .* \\(a.wav: {reason}"):
             check_run(run, Console(quiet=True))
 
 
-def test_one_set_with_clips_that_can_be_decoded_is_enough(recipes):
+def check_second_stage(recipes, second, *overrides):
+    run = config(recipes, second, *overrides)
+    names = ("tone_recipe", second["recipe"])
+    check_stage_rows(run, [load_recipe(name, recipes.parent) for name in names])
+
+
+def test_of_balance_and_ewc_one_set_with_clips_that_can_be_decoded_is_enough(recipes):
     second = {"recipe": "half_mute", "balance": {"every": 1}} | ways(ewc={"weight": 1, "recipe": "half_mute"})
-    check_stage_rows(
-        config(recipes, second), [load_recipe(name, recipes.parent) for name in ("tone_recipe", "half_mute")]
-    )
+    check_second_stage(recipes, second, "data.max_skipped_share=0.6")  # which lets a training set be lost
+
+
+def test_clips_that_are_broken_at_the_beginning_alone_are_no_reason_to_refuse_a_set(recipes):
+    check_second_stage(recipes, {"recipe": "mute_first"} | ways(ewc={"weight": 1, "recipe": "mute_first"}))
+
+
+@pytest.mark.parametrize("name", ["mute", "mute_later", "half_mute"])
+def test_check_refuses_a_first_stage_whose_clips_cannot_be_decoded_behind_its_notes(recipes, name, capsys):
+    run = config(recipes, {}, f"stages.0.recipe={name}")
+    with pytest.raises(UserError, match=rf"^stages\.one\.recipe: {name}: none of the clips tried of muted"):
+        check_run(run, Console(width=300))
+    printed = capsys.readouterr().out
+    assert "clips of 8 rows spread over the set that cannot be decoded: non-finite samples (8)" in printed
+    assert ("clips of the first 20 rows that cannot be decoded" in printed) is (name != "mute_later")
 
 
 def test_a_budget_below_the_average_clip_is_reported_whatever_stage_it_is_of(recipes, monkeypatch):

@@ -10,7 +10,13 @@ from helpers.range_server import serve_ranges
 from helpers.sources import Rows, Shards
 
 from uniaudio.data import shard_contents
-from uniaudio.data.shard_contents import describe_contents, explain_change, merge_contents
+from uniaudio.data.shard_contents import (
+    describe_contents,
+    describe_rewritten_files,
+    explain_change,
+    merge_contents,
+    read_write_times,
+)
 from uniaudio.data.sources.file_fingerprints import ENDS, name_places
 from uniaudio.data.sources.http import VERSIONS
 from uniaudio.data.sources.source_kinds import open_source
@@ -201,3 +207,30 @@ def test_a_url_that_is_signed_anew_is_the_same_data(tmp_path):
 
     assert take("a", "1") == take("a", "2")
     assert take("b", "1") != take("a", "1")
+
+
+def test_files_that_were_written_and_look_the_same_are_named(tar, tmp_path, server):
+    """An edit in the middle that keeps the size changes neither fingerprint nor ends; a file by URL has no time."""
+    write_tar(tar.with_name("other.tar"), range(100))
+    mixture = mix(
+        open_source(card(tmp_path, {"webdataset": str(tar.parent)}), "train"),
+        open_urls(tmp_path, server, "a.tar"),
+    )
+    for file, second in ((tar, 1_000_000_000), (tar.with_name("other.tar"), 1_000_000_001)):
+        os.utime(file, (second, second))
+    contents, before = describe_contents(mixture), read_write_times(mixture)
+    assert before == {"set0:train": [1_000_000_001, 1_000_000_000], "set1:train": [None]}
+    assert describe_rewritten_files(mixture, before, read_write_times(mixture)) == []
+    overwrite(tar, tar.stat().st_size // 2, b"edited")
+    assert describe_contents(mixture) == contents
+    (sentence,) = describe_rewritten_files(mixture, before, read_write_times(mixture))
+    assert sentence == (
+        f"dataset set0: {tar} has been written since the checkpoint, or copied; sizes and both ends are the same, what "
+        "lies between them is not compared"
+    )
+    os.utime(tar.with_name("other.tar"))
+    (sentence,) = describe_rewritten_files(mixture, before, read_write_times(mixture))
+    assert f"{tar.with_name('other.tar')} and 1 more of 2 files have been written" in sentence
+    assert describe_rewritten_files(mixture, {}, before) == []  # the checkpoint of an earlier version
+    tar.unlink()
+    assert read_write_times(mixture)["set0:train"][1] is None

@@ -15,17 +15,26 @@ from uniaudio.data.mixture import Mixture
 from uniaudio.data.permutation import hash_parts
 from uniaudio.data.prompt_tokens import ChatFormat
 from uniaudio.data.recipe import Recipe, load_recipe
-from uniaudio.data.shard_contents import Contents, describe_contents, explain_change, merge_contents
+from uniaudio.data.shard_contents import (
+    Contents,
+    Times,
+    describe_contents,
+    describe_rewritten_files,
+    explain_change,
+    merge_contents,
+    read_write_times,
+)
 from uniaudio.data.sources.folder_walk import describe_left_out
 from uniaudio.distributed import gather_objects, is_main, rank, world_size
-from uniaudio.errors import UserError
+from uniaudio.errors import UserError, mask_values
 from uniaudio.model.audio_lm import cast_to_audio_lm
 from uniaudio.model.cached_encoder import list_frame_stores
 from uniaudio.train.adaptive_mixture import AdaptiveMixture, compute_shares
 from uniaudio.train.host_agreement import require_same_data
 from uniaudio.types import Batch
 
-CONTENTS = "contents"  # the key of a position that holds what is known of the files
+# keys of a position: what is known of the files, and when they were last written
+CONTENTS, WRITTEN = "contents", "written"
 
 
 @dataclass(frozen=True)
@@ -34,13 +43,15 @@ class StageData:
 
     Args:
         recipes: one per stage. format: of the conversations, with the decoder's tokenizer.
-        contents: what the main process knows of the files of the stages that were opened.
+        contents, written: what the main process knows of the files of the stages that were opened, and when they were
+            last written.
     """
 
     config: RunConfig
     recipes: Sequence[Recipe]
     format: ChatFormat
     contents: dict[int, Contents] = field(default_factory=dict)
+    written: dict[int, Times] = field(default_factory=dict)
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -113,6 +124,7 @@ class StageData:
             make_console().print(note, style="yellow")
         if stage not in self.contents:
             self.contents[stage] = compare_contents(mixture, state)
+            self.written[stage] = compare_write_times(mixture, state)
         position = PlanState.from_json(state) if state else PlanState.at_beginning(mixture)
         steps = make_loader(
             mixture,
@@ -128,8 +140,9 @@ class StageData:
 
     def join_states(self, states: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """Return the one position, from that of every rank, that any number of ranks can go on from."""
-        joined, contents = join_states(states), self.contents.get(max(self.contents, default=0))
-        return {**joined, CONTENTS: contents} if contents else joined
+        last = max(self.contents, default=0)
+        known = {CONTENTS: self.contents.get(last), WRITTEN: self.written.get(last)}
+        return {**join_states(states), **{key: facts for key, facts in known.items() if facts}}
 
     def iterate_examples(self, stage: int, model: nn.Module, name: str | None) -> Iterator[Batch]:
         """Yield batches of one row each of a named recipe, or that of the stage before; the same on every rank.
@@ -160,9 +173,10 @@ class StageData:
                 lost += 1
             if lost == alone.pool:
                 last = step.skips[-1]
+                fix = "repair them" + (", then continue with --resume" if stage else "")
                 raise UserError(
                     f"recipe {recipe.name}: none of {lost} rows in a row can be used ({last.source}: {last.reason}, as "
-                    f"row {last.row}, {last.detail})"
+                    f"row {last.row}, {last.detail}); {fix}"
                 )
 
 
@@ -181,14 +195,33 @@ def compare_contents(mixture: Mixture, state: Mapping[str, Any] | None) -> Conte
     contents: Contents = {}
     complaint = ""
     if is_main():
-        sources = {} if state is None else state["sources"]
-        before = {
-            name: known
-            for name, known in (state or {}).get(CONTENTS, {}).items()
-            if sources.get(name) == mixture.source_fingerprints.get(name)
-        }
-        now = describe_contents(mixture)
+        before, now = select_same_sources(mixture, state, CONTENTS), describe_contents(mixture)
         complaint, contents = explain_change(mixture, before, now), merge_contents(before, now)
     if sentence := gather_objects(complaint)[0]:
         raise UserError(sentence)
     return contents
+
+
+def compare_write_times(mixture: Mixture, state: Mapping[str, Any] | None) -> Times:
+    """Return when the files of a mixture were last written, and say on the console which were since a checkpoint.
+
+    Args:
+        state: see ``compare_contents``.
+    """
+    if not is_main():
+        return {}
+    before, now = select_same_sources(mixture, state, WRITTEN), read_write_times(mixture)
+    for sentence in describe_rewritten_files(mixture, before, now):
+        make_console().print(mask_values(sentence), style="yellow", soft_wrap=True)
+    return now
+
+
+def select_same_sources(mixture: Mixture, state: Mapping[str, Any] | None, key: str) -> dict[str, Any]:
+    """Return what a position holds under a key of the entries whose fingerprint is the same now."""
+    stored = state or {}
+    sources = stored.get("sources", {})
+    return {
+        name: known
+        for name, known in stored.get(key, {}).items()
+        if sources.get(name) == mixture.source_fingerprints.get(name)
+    }

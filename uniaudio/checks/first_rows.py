@@ -8,7 +8,12 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from statistics import fmean
 
-from uniaudio.checks.odd_clips import decode_first_clips
+from uniaudio.checks.odd_clips import (
+    decode_some_clips,
+    describe_broken_spread,
+    find_undecodable,
+    iterate_spread_rows,
+)
 from uniaudio.config.nearest import suggest_name
 from uniaudio.data.batching import compute_audio_cost
 from uniaudio.data.card import DatasetCard
@@ -47,7 +52,7 @@ class CheckedEntry:
     questions: int = 1  # about each clip
     longest_stretch: float = 1.0  # of a clip by augmentation, see ``RecipeEntry``
     mean_stretch: float = 1.0
-    undecodable: str = ""  # why the first clips cannot be decoded, where none of them can
+    undecodable: str = ""  # why clips cannot be decoded, where none can of those that were tried
 
     @property
     def augmented_seconds(self) -> float:
@@ -109,8 +114,9 @@ def check_entry(entry: RecipeEntry, longest: float = math.inf) -> CheckedEntry:
         notes += note_class_numbers(template, [answer for _, answer in rendered[-1]])
         notes += note_labels_scored_as_one(template)
         notes += note_time_columns(rows, entry.dataset, template)
-    clips = decode_first_clips(rows, SECONDS_DECODED)
-    notes += clips.describe()
+    clips = decode_some_clips(rows, SECONDS_DECODED)
+    spread = decode_some_clips(iterate_spread_rows(source, entry.dataset, len(read)), SECONDS_DECODED)
+    notes += [*clips.describe(), *describe_broken_spread(spread)]
     notes += note_cut_answers(entry)
     notes += entry.augmenter.list_notes() if entry.augmenter is not None else []
     return CheckedEntry(
@@ -125,7 +131,7 @@ def check_entry(entry: RecipeEntry, longest: float = math.inf) -> CheckedEntry:
         len(entry.templates),
         entry.longest_stretch,
         entry.mean_stretch,
-        clips.undecodable,
+        find_undecodable(clips, spread),
     )
 
 

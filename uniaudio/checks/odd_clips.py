@@ -1,18 +1,23 @@
-"""The first clips of a source, decoded: those that are odd though usable, and those that cannot be used."""
+"""Some clips of a source, decoded: those that are odd though usable, and those that cannot be used."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 
 from uniaudio.data.audio import ADVICE
-from uniaudio.data.sources.base import Row, decode_clips
+from uniaudio.data.card import DatasetCard
+from uniaudio.data.sources.base import IndexedSource, Row, Source, decode_clips
 from uniaudio.data.sources.folder_walk import describe_left_out
+from uniaudio.data.text_rows import is_slow, spread_over
 from uniaudio.errors import RowError
 from uniaudio.types import SAMPLE_RATE
 
 LONGEST_DECODED = 120.0  # seconds of a clip; longer ones are not decoded to be looked at
+ROWS_SPREAD = 8  # rows spread over a source whose clips are decoded
+SCANNED = 20  # rows of a shard in which one is looked for that the split keeps
 
 
 @dataclass
@@ -46,8 +51,50 @@ class DecodedClips:
         return notes
 
 
-def decode_first_clips(rows: Sequence[Row], seconds: float) -> DecodedClips:
-    """Decode the clips of the first rows to see what they are like.
+def describe_broken_spread(spread: DecodedClips) -> list[str]:
+    """Return a line about clips spread over a source that cannot be decoded."""
+    if not spread.broken:
+        return []
+    reasons = describe_left_out(spread.broken)
+    return [f"clips of {spread.rows} rows spread over the set that cannot be decoded: {reasons}"]
+
+
+def find_undecodable(first: DecodedClips, spread: DecodedClips) -> str:
+    """Return why a clip cannot be decoded, where hardly any clip of a source can; else an empty text.
+
+    Eight broken clips of eight spread over a source are practically impossible where most of its clips are sound,
+    whatever the first ones are like. Fewer count together with the first ones.
+    """
+    if not spread.rows:
+        return first.undecodable
+    are_enough = spread.rows >= ROWS_SPREAD or bool(first.undecodable)
+    return (first.undecodable or spread.undecodable) if spread.undecodable and are_enough else ""
+
+
+def iterate_spread_rows(source: Source, card: DatasetCard, first: int) -> Iterator[Row]:
+    """Yield up to ``ROWS_SPREAD`` rows spread over what lies behind the first rows of a source.
+
+    None of shards that are read over a network or from compressed tars: each would have to be opened.
+
+    Args:
+        first: rows at the beginning that are looked at anyway.
+    """
+    rows: Iterable[object] = ()
+    if isinstance(source, IndexedSource):
+        left = source.size - first
+        count = min(ROWS_SPREAD, left)
+        rows = (source.read_row_or_error(first + i * left // count) for i in range(count))
+    elif not is_slow(source.shards, card):
+        shards = [shard for shard in spread_over(len(source.shards)) if shard][:ROWS_SPREAD]
+        kept = (
+            (row for row in islice(source.shard_rows(s), SCANNED) if isinstance(row, Row)) for s in shards
+        )
+        rows = (next(each, None) for each in kept)
+    yield from (row for row in rows if isinstance(row, Row))
+
+
+def decode_some_clips(rows: Iterable[Row], seconds: float) -> DecodedClips:
+    """Decode the clips of some rows, the first of a source or others, to see what they are like.
 
     Args:
         seconds: of audio that are decoded at most.

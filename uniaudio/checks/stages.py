@@ -32,6 +32,7 @@ from uniaudio.train.trainable import (
 )
 
 ANY_WIDTH = 8  # of a decoder; names do not depend on it
+MOST_OF_A_SET = 0.5  # share of a set's rows
 
 
 def sketch_stages(config: RunConfig) -> list[dict[str, int]]:
@@ -198,8 +199,8 @@ def check_stage_rows(
 
     Raises:
         UserError: as ``check_entry``; for budgets that are too small, metrics whose extra is not installed, an adaptive
-            mixture that has nothing to measure, and data of later stages or of penalties without a clip that can be
-            decoded.
+            mixture that has nothing to measure, training sets of later stages and data of penalties without a clip that
+            can be decoded.
     """
     for index, (stage, recipe) in enumerate(zip(config.stages, recipes, strict=True)):
         if index < begun:
@@ -211,7 +212,7 @@ def check_stage_rows(
             else read_pairings(recipe, longest, check)
         )
         if index > begun:
-            refuse_undecodable(pairings, f"stages.{stage.name}.recipe: {recipe.name}")
+            refuse_undecodable_sets(config, stage, recipe, pairings)
         check_budget(config, stage, pairings)
         check_long_clips(config, stage, recipe)
         ewc = stage.continual.ewc
@@ -271,7 +272,7 @@ def check_long_clips(config: RunConfig, stage: Stage, recipe: Recipe) -> None:
 
 
 def refuse_undecodable(seen: Sequence[CheckedEntry], where: str) -> None:
-    """Refuse data of which no clip can be decoded, as far as the first rows tell: all rows would be left out later.
+    """Refuse data of which no clip can be decoded, as far as those that were tried tell: all rows would be left out.
 
     Args:
         seen: of all sets that are read together; one of them is enough.
@@ -282,9 +283,26 @@ def refuse_undecodable(seen: Sequence[CheckedEntry], where: str) -> None:
     if seen and all(one.undecodable for one in seen):
         names = ", ".join(f"{one.name}, split {one.split}" for one in seen)
         raise UserError(
-            f"{where}: no clip of the first rows of {names} can be decoded ({seen[0].undecodable}); correct these "
-            "files, or what their rows state of them"
+            f"{where}: none of the clips tried of {names} can be decoded ({seen[0].undecodable}); correct these files, "
+            "or what their rows state of them"
         )
+
+
+def refuse_undecodable_sets(
+    config: RunConfig, stage: Stage, recipe: Recipe, seen: Sequence[CheckedEntry]
+) -> None:
+    """Refuse a stage with a training set of which no clip that was tried can be decoded.
+
+    Training would end with the first rows of the set, unless ``data.max_skipped_share`` lets most of them be lost.
+
+    Args:
+        seen: of the recipe's training sets.
+
+    Raises:
+        UserError: naming the set.
+    """
+    for one in seen if config.data.max_skipped_share < MOST_OF_A_SET else ():
+        refuse_undecodable([one], f"stages.{stage.name}.recipe: {recipe.name}")
 
 
 def refuse_nothing_to_measure(stage: Stage, recipe: Recipe, evaluated: Sequence[CheckedEntry]) -> None:

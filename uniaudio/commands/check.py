@@ -32,7 +32,7 @@ from uniaudio.checks.stages import (
     check_stage_names,
     check_stage_rows,
     describe_unreached_stages,
-    refuse_undecodable,
+    refuse_undecodable_sets,
     sketch_parts,
     sketch_stages,
 )
@@ -116,7 +116,7 @@ def check_rows(
         for pairing in [*pairings, *evaluated]:
             for note in pairing.notes:
                 print_problem(f"{pairing.name}, split {pairing.split}: {note}", console)
-        refuse_undecodable(pairings, f"stages.{stage.name}.recipe: {recipe.name}")
+        refuse_undecodable_sets(config, stage, recipe, pairings)
         check_budget(config, stage, pairings)
         if decoder is not None and decoder.format is not None:
             for note in check_questions(

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from uniaudio.build.recipe_of_run import open_recipe
-from uniaudio.checks.odd_clips import decode_first_clips
+from uniaudio.checks.odd_clips import decode_some_clips
 from uniaudio.config.path_variables import leave_unset_variables
 from uniaudio.config.run import RunConfig
 from uniaudio.console import make_console
@@ -110,7 +110,7 @@ def measure_entry(entry: Entry, limit: int, longest: float = math.inf) -> EntryS
         stats.unusable = reasons.total()
         stats.notes.append(f"rows that cannot be used: {unusable}")
     stats.notes += note_long_clips(stats, long_clips, num_cut, reasons["clip too long"])
-    stats.notes += decode_first_clips(usable, SECONDS_DECODED).describe()
+    stats.notes += decode_some_clips(usable, SECONDS_DECODED).describe()
     total = stats.looked_at if stats.looked_at < limit else stats.rows
     stats.rows = stats.rows if stats.rows is not None else total
     if total and stats.looked_at:

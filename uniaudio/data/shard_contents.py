@@ -8,6 +8,7 @@ Of a file at an http(s) URL, its length is compared and neither ETag nor date: m
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +22,8 @@ from uniaudio.data.sources.paths import HTTP, is_remote
 
 # by entry of a recipe: of each file in order, None where not known
 Contents = Mapping[str, Sequence[str | None]]
+# by entry of a recipe: when each file was last written, in seconds since 1970, None where not known
+Times = Mapping[str, Sequence[int | None]]
 
 AT_ONCE = 16  # files that are looked at
 LONGEST = 10.0  # seconds, after which the rest of the files stays unknown
@@ -59,6 +62,47 @@ def describe_content(place: str, until: float) -> str | None:
         length = fetch_length(place, min(left, LONGEST_ANSWER))
         return None if length is None else str(length)
     return None if is_remote(place) else hash_ends(place) or None
+
+
+def read_write_times(mixture: Mixture) -> dict[str, list[int | None]]:
+    """Return when the local files of each entry were last written, in their order; None for files by URL.
+
+    In whole seconds, which every file system keeps when files are moved with their times.
+    """
+    return {
+        name: [read_write_time(place) for place in places]
+        for name, places in list_compared_files(mixture).items()
+    }
+
+
+def read_write_time(place: str) -> int | None:
+    """Return when a local file was last written; None where that is not known."""
+    try:
+        return None if is_remote(place) else int(os.stat(place).st_mtime)
+    except OSError:
+        return None
+
+
+def describe_rewritten_files(mixture: Mixture, before: Times, now: Times) -> list[str]:
+    """Return a sentence for each dataset with files that were written since a checkpoint and look the same.
+
+    Such files are not refused: a copy has another time, too. What lies between their ends is not compared.
+
+    Args:
+        before, now: of the same files.
+    """
+    sentences = []
+    for entry in mixture.recipe.train:
+        files = list_compared_files(mixture).get(entry.name, ())
+        times = zip(files, before.get(entry.name, ()), now.get(entry.name, ()), strict=False)
+        written = [file for file, then, today in times if None not in (then, today) and then != today]
+        if written:
+            more = f" and {len(written) - 1:,} more of {len(files):,} files have" if written[1:] else " has"
+            sentences.append(
+                f"dataset {entry.dataset.name}: {written[0]}{more} been written since the checkpoint, or copied; sizes "
+                "and both ends are the same, what lies between them is not compared"
+            )
+    return sentences
 
 
 def explain_change(mixture: Mixture, before: Contents, now: Contents) -> str:
