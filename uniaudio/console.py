@@ -22,6 +22,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from uniaudio.errors import mask_values
 from uniaudio.outputs import is_main_rank
 
 PLAIN_WIDTH = 1000  # columns of files and pipes: tables and sentences are never wrapped in them
@@ -76,6 +77,13 @@ def announce(sentence: str) -> None:
     hide_library_bars()
     if is_main_rank():
         print(sentence, file=sys.stderr, flush=True)
+
+
+@cache  # a checkpoint is opened many times in a command
+def warn_once(sentence: str) -> None:
+    """Print a warning on stderr, on the main process of a launch, unless this process has printed it before."""
+    if is_main_rank():
+        make_console(stderr=True).print(mask_values(sentence), style="yellow", soft_wrap=True)
 
 
 def format_number(value: float) -> str:

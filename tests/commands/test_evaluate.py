@@ -20,6 +20,7 @@ from uniaudio.commands.probe import run_probe
 from uniaudio.commands.train import run_training
 from uniaudio.config.run_files import load_run
 from uniaudio.config.strict_yaml import dump_yaml
+from uniaudio.data.sources import source_kinds
 from uniaudio.errors import UserError
 from uniaudio.evaluate.probing.suite_table import build_suite_tables
 from uniaudio.run_records import read_metrics
@@ -46,6 +47,17 @@ def free_port():
     with socket.socket() as probe:
         probe.bind(("", 0))
         return probe.getsockname()[1]
+
+
+def test_every_set_is_opened_once(trained, monkeypatch):
+    """Though all are opened before any is asked: a large manifest takes seconds to read."""
+    opened, plain = [], source_kinds.open_new_source
+    monkeypatch.setattr(
+        source_kinds, "open_new_source", lambda card, split: opened.append(split) or plain(card, split)
+    )
+    for times in (1, 2):  # what a later command asks may have changed in the meantime
+        assert run_evaluation(str(trained), None, None, 2)["tones:tone"]["answers"]
+        assert opened == ["test"] * times
 
 
 @pytest.mark.slow

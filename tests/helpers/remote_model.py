@@ -1,4 +1,4 @@
-"""A small encoder whose code lies in its folder, as that of Dasheng does: 25 frames a second."""
+"""Small models whose code lies in their folders: an encoder like Dasheng, 25 frames a second, and a decoder."""
 
 import json
 from pathlib import Path
@@ -66,3 +66,27 @@ def save_remote_model(folder: Path) -> None:
     torch.manual_seed(0)
     weights = {"line.weight": torch.randn(12, 3), "line.bias": torch.randn(12)}
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+DECODER = """
+from transformers import Qwen3Config, Qwen3ForCausalLM
+
+
+class TalkConfig(Qwen3Config):
+    model_type = "talk"
+
+
+class TalkForCausalLM(Qwen3ForCausalLM):
+    config_class = TalkConfig
+"""
+
+
+def give_decoder_code(folder: Path) -> Path:
+    """Let the Qwen3 in a folder be a model whose class comes with it, and return the file of its code."""
+    code = folder / "modeling_talk.py"
+    code.write_text(DECODER)
+    config = json.loads((folder / "config.json").read_text())
+    auto = {"AutoConfig": "modeling_talk.TalkConfig", "AutoModelForCausalLM": "modeling_talk.TalkForCausalLM"}
+    config |= {"model_type": "talk", "architectures": ["TalkForCausalLM"], "auto_map": auto}
+    (folder / "config.json").write_text(json.dumps(config))
+    return code

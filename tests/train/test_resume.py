@@ -9,7 +9,7 @@ import tarfile
 
 import pytest
 import torch
-from helpers.remote_model import save_remote_model
+from helpers.remote_model import give_decoder_code, save_remote_model
 from helpers.run_folders import latest_checkpoint
 
 from uniaudio.build.model import load_model
@@ -102,7 +102,7 @@ def test_other_data_and_another_base_are_refused_before_anything_is_written(begu
             file.write_bytes(stated)
 
 
-def test_a_tar_that_was_edited_in_place_is_refused_before_anything_is_written(tone_run):
+def test_a_tar_that_was_edited_in_place_is_refused_before_anything_is_written(tone_run, capsys):
     folder = tone_run.parent
     tar = folder / "tones.tar"
     with tarfile.open(tar, "w") as archive:
@@ -127,7 +127,12 @@ def test_a_tar_that_was_edited_in_place_is_refused_before_anything_is_written(to
         train(tone_run, "train.max_steps=8", resume="yes")
     assert contents(run) == before
     tar.write_bytes(whole)
+    os.utime(tar, (1_000_000_000, 1_000_000_000))
+    notice = f"dataset tones: {tar} has been written since the checkpoint, or copied"
     assert train(tone_run, "train.max_steps=6", resume="yes") == 0
+    assert notice in capsys.readouterr().out
+    assert train(tone_run, "train.max_steps=8", resume="yes") == 0  # since the checkpoint at step 6
+    assert notice not in capsys.readouterr().out
 
 
 def test_other_code_of_a_model_is_printed_and_applies_from_here_on(tone_run, fresh_model_code, capsys):
@@ -150,6 +155,26 @@ def test_other_code_of_a_model_is_printed_and_applies_from_here_on(tone_run, fre
         re.MULTILINE,
     )
     assert "has changed" not in go_on(6)  # since step 4
+
+
+def test_other_code_of_a_decoder_is_printed(tone_run, fresh_model_code, capsys):
+    code = give_decoder_code(tone_run.parent / "qwen")
+
+    def go_on(steps, resume="yes"):
+        trusting = ["decoder.trust_remote_code=true", f"train.max_steps={steps}"]
+        assert run_training(load_run(tone_run, trusting, Trust(remote_code=True)), resume) == 0
+        return capsys.readouterr().err
+
+    go_on(2, resume=None)
+    code.write_text(code.read_text() + "\n# another version\n")
+    printed = go_on(4)
+    assert re.search(
+        r"^the code of the decoder \S*qwen has changed since \S*step-000002 was trained; the present code is used$",
+        printed,
+        re.MULTILINE,
+    )
+    assert printed.count("has changed") == 1
+    assert "has changed" not in go_on(6)
 
 
 def test_a_finished_run_says_so_once_and_goes_on_with_more_steps(begun_run, tone_run, capsys, monkeypatch):

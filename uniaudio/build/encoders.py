@@ -17,7 +17,7 @@ from uniaudio.config.model_spec import ModelSpec, parse_model_spec
 from uniaudio.config.run import RunConfig
 from uniaudio.config.run_files import load_stored_run
 from uniaudio.config.trust import NO_TRUST, Trust
-from uniaudio.console import announce, make_console
+from uniaudio.console import announce, warn_once
 from uniaudio.errors import UserError, convert_to_user_error, read_first_line
 from uniaudio.model.base_identity import CODE, CONTENT, identify_base
 from uniaudio.model.cached_encoder import keep_features
@@ -34,7 +34,6 @@ from uniaudio.train.checkpoint.reading import Checkpoint, check_bases, load_chec
 from uniaudio.train.trainable import TrainableParameters, go_through_stages, put_tensors
 
 AVERAGED = ":ema"  # behind a run's path: its moving averages in place of its weights
-SAID: set[str] = set()  # what the console has been told of damaged checkpoints: one is opened many times
 PART = "encoder."  # what the names of its tensors begin with in a checkpoint
 # of a router that reads the question: [E, width of the question]
 READS_PROMPT = "encoder.dependent.read_prompt.weight"
@@ -82,9 +81,8 @@ def find_checkpoint(spec: str, read: Sequence[str] = (MODEL, STATE, BASES, CONFI
     chosen, complaint = choose_checkpoint(path, read)
     if chosen is None and complaint:
         raise UserError(f"{path} holds no checkpoint that can be used: {complaint}")
-    if complaint and complaint not in SAID:
-        SAID.add(complaint)
-        make_console(stderr=True).print(complaint, style="yellow", soft_wrap=True)
+    if complaint:
+        warn_once(complaint)
     return chosen
 
 

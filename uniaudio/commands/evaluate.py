@@ -28,6 +28,7 @@ from uniaudio.data.prompt_tokens import ChatFormat
 from uniaudio.data.recipe import Recipe, load_recipe
 from uniaudio.data.recipe_entries import EvalEntry, open_entry
 from uniaudio.data.sources.in_memory import make_unique
+from uniaudio.data.sources.source_kinds import keep_sources_open
 from uniaudio.distributed import explain_lost_processes, is_distributed, is_main, world_size
 from uniaudio.errors import UserError, convert_to_user_error, prefix_user_errors
 from uniaudio.evaluate.generation.entry_metrics import build_answers_table, evaluate_entry
@@ -245,6 +246,7 @@ def write_answer_files(folder: Path, results: Mapping[str, Mapping[str, Any]]) -
         (folder / f"{file_name}.jsonl").write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
+@keep_sources_open()
 def run_evaluation(
     spec: str,
     recipe_name: str | None,

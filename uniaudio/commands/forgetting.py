@@ -21,6 +21,7 @@ from uniaudio.config.trust import NO_TRUST, Trust
 from uniaudio.console import make_console
 from uniaudio.data.recipe import Recipe
 from uniaudio.data.recipe_entries import EvalEntry
+from uniaudio.data.sources.source_kinds import keep_sources_open
 from uniaudio.errors import UserError
 from uniaudio.evaluate.forgetting import (
     START,
@@ -45,6 +46,7 @@ from uniaudio.train.checkpoint.folders import find_stage_ends
 from uniaudio.train.checkpoint.integrity import BASES, CONFIG, MODEL, STATE
 
 
+@keep_sources_open()
 def measure_forgetting(
     run: Path,
     data: Sequence[str],

@@ -12,14 +12,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from uniaudio.console import announce
-from uniaudio.errors import UserError, convert_to_user_error, mask_values
+from uniaudio.console import warn_once
+from uniaudio.errors import UserError, convert_to_user_error
 from uniaudio.model.base_identity import CODE, CONTENT, FILES, HASHES
 from uniaudio.train.checkpoint.integrity import BASES, CONFIG, EMA, MODEL, OPTIMIZER, STATE, find_damage
 from uniaudio.train.engines.base import MOMENTS
-
-# sentences about changed code that were printed: a checkpoint is compared several times
-SAID: set[str] = set()
 
 
 @dataclass(frozen=True)
@@ -110,15 +107,8 @@ def check_bases(checkpoint: Checkpoint, bases: Mapping[str, Mapping[str, str]]) 
                 f"but the config names {describe_weights(now)}"
             )
         if CODE in saved and CODE in now and saved[CODE] != now[CODE]:
-            report_changed_code(f"the {part} {now['path']}", checkpoint)
-
-
-def report_changed_code(what: str, checkpoint: Checkpoint) -> None:
-    """Say on the console, once for a checkpoint, that the code of a part of its model has changed."""
-    sentence = f"the code of {what} has changed since {checkpoint.path} was trained; the present code is used"
-    if sentence not in SAID:
-        SAID.add(sentence)
-        announce(mask_values(sentence))
+            what = f"the code of the {part} {now['path']} has changed since {checkpoint.path} was trained"
+            warn_once(f"{what}; the present code is used")
 
 
 def find_difference(saved: Mapping[str, str], now: Mapping[str, str]) -> str:
