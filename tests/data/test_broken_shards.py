@@ -147,7 +147,7 @@ def test_rows_and_shards_count_together():
     )
 
 
-def test_a_shard_that_is_not_there_is_named_once_and_its_rows_are_not_counted():
+def test_a_shard_that_is_not_there_is_named_once_without_a_number_of_rows():
     url = "http://host/b.tar"
     skip = BrokenShard.estimate("set", url, 4, 0, RowError("broken shard", f"{url}: 404 Not Found"))
     ledger = SkipLedger(0.05)

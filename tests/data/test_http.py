@@ -200,7 +200,7 @@ def test_a_server_that_sends_retry_after_gets_it_within_the_limit():
     ]
 
 
-def test_a_server_that_asks_for_more_than_the_limit_is_named_before_the_pause():
+def test_a_pause_beyond_the_limit_is_named_before_it_begins():
     refused = [ConnectionError("refused")] * 2
     rows, slept, said, _ = outage([*refused, UnavailableError("503", 900.0), UnavailableError("503", 900.0)])
     with pytest.raises(UserError, match="tried 4 times in 600 s"):
@@ -227,7 +227,7 @@ def test_the_last_try_is_said_once_for_all_readers_of_a_dataset_and_again_in_the
 
 
 @pytest.mark.parametrize(("header", "shown"), [("100", ", Retry-After: 100 s"), (None, ""), ("soon", "")])
-def test_what_a_server_asks_for_is_part_of_its_refusal(server, header, shown):
+def test_retry_after_is_part_of_the_refusal(server, header, shown):
     server.answer = lambda first, last: (503, {"Retry-After": header}, b"")
     with pytest.raises(UnavailableError, match=rf"/a\.tar: 503 Service Unavailable{shown}$"):
         request_part(f"{server.root}/a.tar", 0, 9, 5.0)

@@ -173,7 +173,7 @@ def test_windows_of_a_tar_are_fetched_once_whatever_the_server_serves(server, ta
     assert numbers(row for row, _ in rest) == [(i, i) for i in range(10)]
 
 
-def test_a_server_that_gives_up_a_paused_answer_is_asked_again(server, tars):
+def test_a_server_that_gives_up_a_paused_answer_gets_another_request(server, tars):
     server.ranges, server.faults = False, ["drop"]
     rows = read_patiently(tars, 0, Place(), "set", sleep=lambda _: None)
     first = [next(rows) for _ in range(2)]
