@@ -22,7 +22,6 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from uniaudio.errors import mask_values
 from uniaudio.outputs import is_main_rank
 
 PLAIN_WIDTH = 1000  # columns of files and pipes: tables and sentences are never wrapped in them
@@ -83,7 +82,7 @@ def announce(sentence: str) -> None:
 def warn_once(sentence: str) -> None:
     """Print a warning on stderr, on the main process of a launch, unless this process has printed it before."""
     if is_main_rank():
-        make_console(stderr=True).print(mask_values(sentence), style="yellow", soft_wrap=True)
+        make_console(stderr=True).print(sentence, style="yellow", soft_wrap=True)
 
 
 def format_number(value: float) -> str:

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from uniaudio.console import warn_once
-from uniaudio.errors import UserError, convert_to_user_error
+from uniaudio.errors import UserError, convert_to_user_error, mask_values
 from uniaudio.model.base_identity import CODE, CONTENT, FILES, HASHES
 from uniaudio.train.checkpoint.integrity import BASES, CONFIG, EMA, MODEL, OPTIMIZER, STATE, find_damage
 from uniaudio.train.engines.base import MOMENTS
@@ -108,7 +108,7 @@ def check_bases(checkpoint: Checkpoint, bases: Mapping[str, Mapping[str, str]]) 
             )
         if CODE in saved and CODE in now and saved[CODE] != now[CODE]:
             what = f"the code of the {part} {now['path']} has changed since {checkpoint.path} was trained"
-            warn_once(f"{what}; the present code is used")
+            warn_once(mask_values(f"{what}; the present code is used"))
 
 
 def find_difference(saved: Mapping[str, str], now: Mapping[str, str]) -> str:
