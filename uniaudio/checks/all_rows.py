@@ -139,9 +139,8 @@ def add_row(findings: RowFindings, row: Row | RowError) -> None:
     findings.read += 1
     if isinstance(row, RowError):
         note_problem(findings, row, row.key)
-        if row.reason == BROKEN_SHARD and not isinstance(
-            row.__cause__, OSError
-        ):  # which training tries again
+        may_pass = isinstance(row.__cause__, OSError)  # training tries again
+        if row.reason == BROKEN_SHARD and not may_pass:
             name = findings.entry.dataset.name
             skip = BrokenShard.estimate(name, row.key, findings.shards, row.rows_before, row)
             findings.broken += 1
