@@ -34,6 +34,34 @@ def test_a_damaged_file_does_not_end_the_others(tmp_path, capsys):
         embed_files("nothing", files[1:3], out, frames=False)
 
 
+def test_embeddings_that_are_not_finite_are_left_out(tmp_path, monkeypatch, capsys):
+    class Embedder:
+        frame_rate, dim = 50.0, 2
+
+        def embed(self, clips, pool="mean"):
+            means = np.array([[np.nan, 1] if clip[0] == 2 else [clip[0], 1] for clip in clips], np.float32)
+            return means if pool == "mean" else [mean[None] for mean in means]
+
+    monkeypatch.setattr("uniaudio.commands.embed.load_embedder", lambda spec, trust: Embedder())
+    files = [tmp_path / f"{value}.wav" for value in (1, 2, 3)]
+    for value, file in enumerate(files, start=1):
+        file.write_bytes(clip_bytes(value))
+    for frames in (False, True):
+        embed_files("model", files, tmp_path / "e.npz", frames)
+        arrays = np.load(tmp_path / "e.npz")
+        assert arrays["files"].tolist() == [str(files[0]), str(files[2])]
+        assert arrays["embeddings"].tolist() == [[1, 1], [3, 1]]
+        assert [arrays[name].tolist() for name in ("frames_0", "frames_1") if frames] == [[[1, 1]], [[3, 1]]][
+            : 2 * frames
+        ]
+        said = "".join(capsys.readouterr().out.split())
+        assert "2.wavisskipped:itsembeddingisnotfinite" in said
+        assert "2clip(s),2dimensions,1file(s)skipped" in said
+    with pytest.raises(UserError, match=r"model: the embeddings of all 1 clip\(s\) are not finite"):
+        embed_files("model", files[1:2], tmp_path / "none.npz", frames=False)
+    assert not (tmp_path / "none.npz").exists()
+
+
 def test_frames_and_embeddings_come_from_one_pass(tmp_path, monkeypatch):
     """The embeddings are those without frames to the last bit."""
     tiny_whisper().save_pretrained(tmp_path / "whisper")

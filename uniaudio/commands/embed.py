@@ -27,7 +27,7 @@ def embed_files(spec: str, files: Sequence[Path], out: Path, frames: bool, trust
     A file that cannot be used is named on the console and left out, and so is what is odd about a clip.
 
     Raises:
-        UserError: when no file can be used, before a model is loaded.
+        UserError: when no file can be used, before a model is loaded; when no embedding is finite.
     """
     console = make_console()
     used: list[str] = []
@@ -59,14 +59,34 @@ def embed_files(spec: str, files: Sequence[Path], out: Path, frames: bool, trust
             else:
                 means.append(embedder.embed(some))
             progress.count(task, len(some))
+    vectors = np.concatenate(means)
+    kept = list_finite_rows(vectors, spec)
+    for name in sorted({*used} - {used[number] for number in kept}):
+        console.print(f"{name} is skipped: its embedding is not finite (NaN or infinite)", style="yellow")
     arrays: dict[str, Any] = {
-        "files": np.array(used),
-        "embeddings": np.concatenate(means),
+        "files": np.array([used[number] for number in kept]),
+        "embeddings": vectors[kept],
         "frame_rate": np.array(embedder.frame_rate),
-        **{f"frames_{i}": value for i, value in enumerate(of_clips)},
+        **{f"frames_{i}": of_clips[number] for i, number in enumerate(kept) if frames},
     }
     out.parent.mkdir(parents=True, exist_ok=True)
     with out.open("wb") as stream:  # given a name, numpy would put .npz behind another one
         np.savez(stream, **arrays)
-    left_out = f", {len(refusals)} file(s) skipped" if refusals else ""
-    console.print(f"{out}: {len(clips)} clip(s), {embedder.dim} dimensions{left_out}")
+    count = len(files) - len(kept)
+    left_out = f", {count} file(s) skipped" if count else ""
+    console.print(f"{out}: {len(kept)} clip(s), {embedder.dim} dimensions{left_out}")
+
+
+def list_finite_rows(vectors: NDArray[np.float32], spec: str) -> list[int]:
+    """Return the rows of ``[C, E]`` without NaN or infinite values.
+
+    Raises:
+        UserError: naming the model, when there is none.
+    """
+    kept: list[int] = np.flatnonzero(np.isfinite(vectors).all(axis=1)).tolist()
+    if not kept:
+        raise UserError(
+            f"{spec}: the embeddings of all {len(vectors):,} clip(s) are not finite (NaN or infinite); check the "
+            "weights of the model"
+        )
+    return kept

@@ -6,7 +6,7 @@ from transformers import GenerationConfig
 from uniaudio.data.collate import collate_prompts
 from uniaudio.data.prompt_tokens import ChatFormat
 from uniaudio.evaluate.embedding import embed_clips, encode_clips
-from uniaudio.evaluate.generation.generated_answers import generate
+from uniaudio.evaluate.generation.generated_answers import answer_all, generate
 from uniaudio.model.adapters.stack import StackAdapter
 from uniaudio.model.audio_lm import AudioLM
 from uniaudio.model.decoder import TextDecoder
@@ -49,7 +49,7 @@ def test_answers_in_a_batch_equal_answers_alone_and_a_plain_loop(model, chat_tok
         while len(ids) < 12 and format.end_of_turn not in ids:
             embeds = torch.cat([row, model.decoder.embed(torch.tensor(ids, dtype=torch.long))])
             ids.append(int(model.decoder.lm(inputs_embeds=embeds[None]).logits[0, -1].argmax()))
-        assert text == (format.answer_text(ids), format.end_of_turn not in ids)
+        assert text[:2] == (format.answer_text(ids), format.end_of_turn not in ids)
 
 
 def test_answers_do_not_follow_the_generation_settings_of_the_decoders_folder(whisper, qwen, chat_tokenizer):
@@ -92,7 +92,20 @@ def test_every_row_stops_at_its_end_of_turn(model, chat_tokenizer):
     format = ChatFormat(chat_tokenizer)
     first = model.eval().generate_ids(prompts(model, format, [3000, 9000]), 1, format.end_of_turn, format.pad)
     format.end_of_turn = first[0][0]  # what the first row says first
-    assert generate(model, prompts(model, format, [3000, 9000]), format, 6)[0] == ("", False)
+    assert generate(model, prompts(model, format, [3000, 9000]), format, 6)[0][:2] == ("", False)
+
+
+def test_an_answer_that_runs_out_of_positions_says_how_long_it_is(model, chat_tokenizer):
+    format = ChatFormat(chat_tokenizer)
+    batch = prompts(model.eval(), format, [3000])
+    (ids,) = model.generate_ids(batch, 12, format.end_of_turn, format.pad)
+    format.end_of_turn = next(id for id in range(len(chat_tokenizer)) if id not in ids)
+    clip, question = batch.audio.values.numpy()[:3000], ("", "Which?")
+    (whole,) = answer_all(model, format, [clip], [question], 12)
+    assert whole.endswith(" … (cut after 12 tokens)")
+    model.decoder.positions = int(model.embed_batch(batch)[0].lengths) + 5
+    (short,) = answer_all(model, format, [clip], [question], 12)
+    assert short.endswith(" … (cut after 5 tokens)")
 
 
 def test_embeddings_are_means_over_real_frames_in_order(whisper):

@@ -21,10 +21,16 @@ from uniaudio.types import SAMPLE_RATE, Batch, Example
 
 
 class Generated(NamedTuple):
-    """What a model said; ``is_cut``: it had not come to its end of turn when it was as long as allowed."""
+    """What a model said.
+
+    Args:
+        is_cut: it had not come to its end of turn when it was as long as allowed, or the decoder had no more positions.
+        tokens: how many it has; with the end of turn and what follows it, where it is not cut.
+    """
 
     text: str
     is_cut: bool
+    tokens: int
 
 
 @torch.no_grad()
@@ -47,7 +53,7 @@ def generate(
         prompts, max_new_tokens, format.end_of_turn, format.pad, read, repetition_penalty
     )
     model.train(was_training)
-    return [Generated(format.answer_text(row), format.end_of_turn not in row) for row in rows]
+    return [Generated(format.answer_text(row), format.end_of_turn not in row, len(row)) for row in rows]
 
 
 def read_clip(clip: AudioInput, rate: int = SAMPLE_RATE, name: str = "audio") -> NDArray[np.int16]:
@@ -100,7 +106,7 @@ def answer_all(
 ) -> list[str]:
     """Answer questions, each cut at the place of its clip, about int16 samples ``[S]`` at 16 kHz.
 
-    An answer that has not ended after ``max_new_tokens`` says so behind its text.
+    An answer that has not ended after ``max_new_tokens``, or where the decoder's positions do, says so behind its text.
 
     Args:
         clips, questions: as many of each. batch_seconds: audio of the clips that are answered together.
@@ -123,7 +129,7 @@ def answer_all(
             for i, answer in zip(
                 batch, generate(model, prompts.to(device), format, max_new_tokens), strict=True
             ):
-                cut = f" … (cut after {max_new_tokens} tokens)" if answer.is_cut else ""
+                cut = f" … (cut after {answer.tokens} tokens)" if answer.is_cut else ""
                 answers[i] = answer.text + cut
     except RowError as problem:
         raise UserError(f"the question cannot be used: {problem}") from problem
