@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -120,15 +120,7 @@ def build_report(runs: Sequence[RunRecord], wanted: Wanted) -> ReportPage:
         title=wanted.title or f"Report: {', '.join(run.name for run in runs)}",
         runs=runs,
         summaries=summaries,
-        plain=[
-            summarize_loss(
-                run.name,
-                run.rows,
-                has_matrix=any(len(runs) == 1 or name.startswith(f"{run.name}: ") for name in matrices),
-            )
-            for run in runs
-            if run.name not in summarized
-        ],
+        plain=summarize_losses(runs, summarized, matrices),
         answered=[text for run, results in run_answers.items() if (text := describe_answers(run, results))],
         low=[text for run, results in run_answers.items() for text in find_low_scores(run, results)],
         endings=[sentence for run in runs if (sentence := describe_ending(run))],
@@ -153,6 +145,25 @@ def build_report(runs: Sequence[RunRecord], wanted: Wanted) -> ReportPage:
         facts=wanted.facts,
         notes=notes,
     )
+
+
+def summarize_losses(
+    runs: Sequence[RunRecord], summarized: Collection[str], matrices: Collection[str]
+) -> list[str]:
+    """Return a sentence about the loss of every run that has no summary.
+
+    Args:
+        summarized: names of the runs that have one. matrices: names of the score matrices, behind those of their runs.
+    """
+    return [
+        summarize_loss(
+            run.name,
+            run.rows,
+            has_matrix=any(len(runs) == 1 or name.startswith(f"{run.name}: ") for name in matrices),
+        )
+        for run in runs
+        if run.name not in summarized
+    ]
 
 
 def run_names(folders: Sequence[Path]) -> list[str]:
