@@ -1,9 +1,12 @@
 """Tiny models, tokenizers and corpora that several test files share; nothing here needs a network."""
 
+import atexit
 import importlib
 import json
 import os
+import shutil
 import sys
+import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,13 +29,19 @@ with install_import_hook(["uniaudio.model"], "shape_checker.check"):
     import uniaudio.model.audio_lm
     import uniaudio.model.encoders.whisper  # noqa: F401
 
-from uniaudio.config.path_variables import REAL_FOLDERS, real_root
+from uniaudio.config.path_variables import CACHE_VARIABLE, REAL_FOLDERS, real_root
 from uniaudio.config.strict_yaml import dump_yaml
 
 # recordings that lie beside the checkout are used without being named, also by the processes that tests start
 RECORDINGS = Path(__file__).parents[2] / "shared" / "realdata"
 if RECORDINGS.is_dir():
     os.environ.setdefault("UNIAUDIO_REALDATA", str(RECORDINGS))
+
+# what is computed once is kept for one run of the tests: nothing that an earlier version stored is read. The workers of
+# pytest-xdist, and the processes that tests start, have it from the process that starts them
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    os.environ[CACHE_VARIABLE] = tempfile.mkdtemp(prefix="uniaudio-tests-")
+    atexit.register(shutil.rmtree, os.environ[CACHE_VARIABLE], ignore_errors=True)
 
 # a first call may import or compile, and other tests run beside it
 settings.register_profile("uniaudio", deadline=None)

@@ -206,7 +206,8 @@ def locate_cache_file(model: str, data: str, pooling: str, layer: int | None) ->
         model, data: digests of the model and of the clips. pooling: what was done to the frames.
         layer: number of a hidden state, None for the frames themselves.
     """
-    name = hashlib.sha256(f"{data}\n{pooling}\n{layer}".encode()).hexdigest()
+    # the numbers of odd clips are stored without their kinds
+    name = hashlib.sha256("\n".join((data, pooling, str(layer), *ADVICE)).encode()).hexdigest()
     return get_cache_root() / "embeddings" / model[:16] / f"{name[:32]}.safetensors"
 
 
