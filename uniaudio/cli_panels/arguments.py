@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import importlib
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -81,5 +82,5 @@ def open_config(config: str, overrides: Sequence[str], trust: Trust) -> RunConfi
 
     if MINI in overrides:  # its models may have to be made first
         with slow_imports():
-            import torch  # noqa: F401
+            importlib.import_module("torch")
     return open_run(config, overrides, trust)

@@ -100,9 +100,8 @@ def read_table(path: Path) -> list[dict[str, Any] | RowError]:
     with convert_to_user_error(f"{path}: cannot be read"):
         reader = csv.reader(lines[begin:], **form)
         header = next(reader, [])
-        if any(
-            name[:1] == " " for name in header
-        ):  # "a, b": blanks, and quotes behind them, belong to the commas
+        # "a, b": blanks, and quotes behind them, belong to the commas
+        if any(name[:1] == " " for name in header):
             form = {**form, "skipinitialspace": True}
             reader = csv.reader(lines[begin:], **form)
             header = [name.strip() for name in next(reader)]
