@@ -60,7 +60,12 @@ class Question:
 FUSION_SHARE = 0.1  # about five minutes: the frames of frozen encoders are computed once
 POOL = ("crepe-tiny", "ge2e", "sfx", "distillmos")
 SECONDS = {"crepe": "crepe-tiny", "sfx": "sfx"}  # name in the runs -> folder of the second encoder
-ALONE = {"crepe": (), "sfx": ("adapter.rate=2.5",)}  # it has 10 frames a second, which 3.125 does not divide
+ALONE = {  # every encoder of the pool by itself, with audio tokens that divide its frames
+    "crepe": ("crepe-tiny", "adapter.rate=3.125"),
+    "sfx": ("sfx", "adapter.rate=2.5"),
+    "ge2e": ("ge2e", "adapter.rate=3.125"),
+    "distillmos": ("distillmos", "adapter.rate=3.125"),
+}
 OPERATORS: dict[str, str] = {
     "concat": "{kind: concat}",
     "sum": "{kind: sum}",
@@ -100,8 +105,9 @@ def fusion_runs() -> dict[str, Run]:
         runs[name] = Run(overrides, config="real_fusion", share=FUSION_SHARE, trusted=True)
 
     add("whisper_alone", f"encoders={{whisper: {WHISPER_FRAMES}}}", "fusion=null")
+    for name, (folder, rate) in ALONE.items():
+        add(f"{name}_alone", f"encoders={{second: {second_encoder(folder)}}}", "fusion=null", rate)
     for name, folder in SECONDS.items():
-        add(f"{name}_alone", f"encoders={{second: {second_encoder(folder)}}}", "fusion=null", *ALONE[name])
         for operator, given in OPERATORS.items():
             fused = [f"fusion={given[:-1]}, rate: 25, lr: 1e-3}}"]
             if operator in READS_LAYERS:
@@ -118,8 +124,8 @@ def fusion_runs() -> dict[str, Run]:
             if operator in TRAINED_TOO:
                 trained = second_encoder(folder, "full", cache=False)
                 whisper = ["encoders.whisper.train=full", "encoders.whisper.cache=false"]
-                settings = (*whisper, f"encoders.second={trained}", "fusion.start=wccn", *FITTED_LENGTH)
-                add(f"{name}_{operator}_wccn_trained", fused[0], *settings)
+                settings = (*whisper, f"encoders.second={trained}", "fusion.start=whitening", *FITTED_LENGTH)
+                add(f"{name}_{operator}_whitening_trained", fused[0], *settings)
     pool = ", ".join(f"{folder.split('-')[0]}: {second_encoder(folder)}" for folder in POOL)
     weak = (f"encoders={{whisper: {WHISPER_FRAMES}, {pool}}}", "fusion={kind: mowe, rate: 25, lr: 1e-3}")
     add("mowe", *weak)
