@@ -231,15 +231,17 @@ for second, folder in SECONDS.items():
     fusions = [name for name in RUNS if name.startswith(f"{second}_")]
     QUESTIONS[f"fusion_{second}"] = Question(
         f"Whisper base and {folder}",
-        {
-            "Whisper alone": "whisper_alone",
-            **{name.replace("_", " "): name for name in fusions},
-            "MoWE": "mowe",
-            "MoWE pca": "mowe_pca",
-        },
+        {"Whisper alone": "whisper_alone", **{name.replace("_", " "): name for name in fusions}},
         nightly=False,
         references=("Whisper alone", f"{second} alone"),
     )
+pool = {f"{name} alone": f"{name}_alone" for name in ("whisper", *ALONE)}
+QUESTIONS["fusion_pool"] = Question(
+    "Whisper base and a routed pool of weak encoders",
+    {**pool, "MoWE": "mowe", "MoWE pca": "mowe_pca"},
+    nightly=False,
+    references=tuple(pool),
+)
 
 
 def shorten(run: Run, steps: int) -> list[str]:
