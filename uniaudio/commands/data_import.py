@@ -20,8 +20,8 @@ from uniaudio.data.importers.base import (
     ImportedData,
     ImportOptions,
     list_skipped_counts,
-    make_importer,
     make_name,
+    read_source,
 )
 from uniaudio.data.recipe import Recipe, load_recipe
 from uniaudio.data.recipe_entries import Entry, EvalEntry
@@ -73,7 +73,7 @@ def import_data(
     options = ImportOptions(
         named, None if root is None else str(root), tuple(configs), cast(Literal["last", "all"], turns)
     )
-    data = make_importer(kind).read(source, options)
+    data = read_source(kind, source, options)
     if not data.train:
         sets = ", ".join(f"{line['dataset']} {line['split']}" for line in data.evaluate)
         raise UserError(

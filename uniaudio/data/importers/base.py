@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import gzip
 import re
-from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import orjson
 
@@ -90,85 +89,62 @@ class ImportedData:
             (self.evaluate if is_evaluated(split) else self.train).append(line)
 
 
-class Importer(ABC):
-    """Reads a source of one kind.
-
-    Attributes:
-        source: what the source is, for the command's help.
-    """
-
-    source: ClassVar[str]
-
-    @abstractmethod
-    def read(self, source: Path, options: ImportOptions) -> ImportedData:
-        """Return what the source becomes; nothing is written.
-
-        Raises:
-            UserError: when the source is not in this layout.
-        """
-
-
-class JsonLinesImporter(Importer):
-    """Reads JSON lines, one file or a folder of them, whose rows name recordings and their durations.
-
-    Attributes:
-        suffixes: of the files. file, row: what one of them is called. empty: said of a split without rows.
-    """
-
-    suffixes: ClassVar[tuple[str, ...]]
-    file: ClassVar[str]
-    row: ClassVar[str]
-    empty: ClassVar[str]
-
-    @abstractmethod
-    def read_rows(self, file: Path, root: str | None, skipped: Counter[str]) -> Iterator[dict[str, Any]]:
-        """Yield the rows of the manifest that a file becomes.
-
-        Args:
-            root: folder of the audio, where the user states it. skipped: is counted what is left out, by reason.
-        """
-
-    def has_rows(self, file: Path) -> bool:
-        """Return whether a file of the folder may hold rows."""
-        return True
-
-    def read(self, source: Path, options: ImportOptions) -> ImportedData:
-        files = name_splits([f for f in list_sources(source, self.suffixes, self.file) if self.has_rows(f)])
-        data, skipped, columns, seconds = ImportedData(), Counter[str](), set[str](), 0.0
-        manifests: dict[str, list[dict[str, Any]]] = {}
-        for split, shards in files.items():
-            rows = [row for file in shards for row in self.read_rows(file, options.root, skipped)]
-            if not rows:
-                reasons = f" ({dict(skipped)})" if skipped else ""
-                raise UserError(f"{shards[0]}: contains no {self.empty}{reasons}")
-            columns.update(*rows)
-            if not is_evaluated(split):
-                seconds += sum(d for row in rows if isinstance(d := row.get("duration"), int | float))
-            manifests[split] = rows
-        question = choose_question(columns, options.name)
-        hours = {"hours": rounded} if (rounded := round(seconds / SECONDS_PER_HOUR, 4)) else {}
-        data.add_manifests(options.name, manifests, **hours, columns=question.columns)
-        data.add_question(options.name, question)
-        data.notes = list_skipped_counts(skipped, f"{self.row}s")
-        return data
-
-
-KINDS = {
-    "xares-llm": ("xares_llm", "XaresLlmImporter"),
-    "common-voice": ("common_voice", "CommonVoiceImporter"),
-    "librispeech": ("librispeech", "LibriSpeechImporter"),
-    "lhotse": ("lhotse_cuts", "LhotseImporter"),
-    "nemo": ("nemo_manifests", "NemoImporter"),
-    "messages": ("conversations", "ConversationImporter"),
-    "saved": ("save_to_disk", "SavedFolderImporter"),
+KINDS = {  # to module and function
+    "xares-llm": ("xares_llm", "read_xares_llm"),
+    "common-voice": ("common_voice", "read_common_voice"),
+    "librispeech": ("librispeech", "read_librispeech"),
+    "lhotse": ("lhotse_cuts", "read_lhotse_cuts"),
+    "nemo": ("nemo_manifests", "read_nemo_manifests"),
+    "messages": ("conversations", "read_conversations"),
+    "saved": ("save_to_disk", "read_saved_folder"),
 }
 
 
-def make_importer(kind: str) -> Importer:
-    """Return the importer of a kind, one of ``KINDS``."""
+def read_source(kind: str, source: Path, options: ImportOptions) -> ImportedData:
+    """Return what a source of a kind, one of ``KINDS``, becomes; nothing is written.
+
+    Raises:
+        UserError: when the source is not in this layout.
+    """
     module, name = KINDS[kind]
-    importer: Importer = getattr(import_module(f"uniaudio.data.importers.{module}"), name)()
-    return importer
+    data: ImportedData = getattr(import_module(f"uniaudio.data.importers.{module}"), name)(source, options)
+    return data
+
+
+def convert_json_lines(
+    files: Sequence[Path],
+    read_rows: Callable[[Path, str | None, Counter[str]], Iterable[dict[str, Any]]],
+    row: str,
+    empty: str,
+    options: ImportOptions,
+) -> ImportedData:
+    """Return what files of JSON lines become whose rows name recordings and their durations.
+
+    Args:
+        read_rows: gives the rows of the manifest that a file becomes, by the file, the folder of the audio where the
+            user states it, and a counter of what is left out, by reason.
+        row: what one of them is called. empty: said of a split without rows.
+
+    Raises:
+        UserError: for a split without rows, and when no column is known as an answer.
+    """
+    data, skipped, columns, seconds = ImportedData(), Counter[str](), set[str](), 0.0
+    manifests: dict[str, list[dict[str, Any]]] = {}
+    for split, shards in name_splits(files).items():
+        rows = [each for file in shards for each in read_rows(file, options.root, skipped)]
+        if not rows:
+            reasons = f" ({dict(skipped)})" if skipped else ""
+            raise UserError(f"{shards[0]}: contains no {empty}{reasons}")
+        columns.update(*rows)
+        if not is_evaluated(split):
+            seconds += sum(d for each in rows if isinstance(d := each.get("duration"), int | float))
+        manifests[split] = rows
+    question = choose_question(columns, options.name)
+    hours = {"hours": rounded} if (rounded := round(seconds / SECONDS_PER_HOUR, 4)) else {}
+    data.add_manifests(options.name, manifests, **hours, columns=question.columns)
+    data.add_question(options.name, question)
+    data.notes = list_skipped_counts(skipped, f"{row}s")
+    return data
 
 
 def make_name(text: str) -> str:

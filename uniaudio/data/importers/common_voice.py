@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
-from uniaudio.data.importers.base import ImportedData, Importer, ImportOptions, make_name
+from uniaudio.data.importers.base import ImportedData, ImportOptions, make_name
 from uniaudio.data.segment import read_number
 from uniaudio.data.sources.manifest import read_table
 from uniaudio.errors import RowError, UserError
@@ -15,42 +15,38 @@ WHOLE = "validated"  # the table of all clips that were validated, of which the 
 DURATIONS = "clip_durations.tsv"  # of newer releases: clip and milliseconds
 
 
-class CommonVoiceImporter(Importer):
-    """The folder of one language: `train.tsv`, `dev.tsv`, `test.tsv` and `clips/`; without them `validated.tsv`."""
-
-    source: ClassVar[str] = "the folder of one language: train.tsv, dev.tsv, test.tsv and clips/"
-
-    def read(self, source: Path, options: ImportOptions) -> ImportedData:
-        folder = find_language_folder(source)
-        splits = {
-            split: {"name": table} for split, table in TABLES.items() if (folder / f"{table}.tsv").is_file()
-        }
-        notes = []
-        if "train" not in splits:
-            if not (folder / f"{WHOLE}.tsv").is_file():
-                raise UserError(
-                    f"{folder}: there is neither train.tsv nor {WHOLE}.tsv; name the folder of one language"
-                )
-            splits = {"train": {"name": WHOLE}, **splits}
-            notes = [
-                f"there is no train.tsv: training uses all of {WHOLE}.tsv, including the rows of the test set"
-            ]
-        rows = read_sentences(folder / f"{splits['train']['name']}.tsv")
-        suffix = "" if Path(rows[0]["path"]).suffix else ".mp3"  # early releases leave it out
-        name = make_name(f"common_voice_{rows[0].get('locale') or folder.name}")
-        data = ImportedData(notes=notes)
-        hours = {"hours": stated} if (stated := sum_hours(folder, rows)) else {}
-        data.add_card(
-            name,
-            load={"csv": str(folder.absolute())},
-            license="CC0-1.0",
-            **hours,
-            audio=f"clips/{{{{ path }}}}{suffix}",
-            columns={"text": "{{ sentence }}"},
-            splits=splits,
-        )
-        data.add_lines(name, "asr")
-        return data
+def read_common_voice(source: Path, options: ImportOptions) -> ImportedData:
+    """Read the folder of one language: `train.tsv`, `dev.tsv`, `test.tsv` and `clips/`, else `validated.tsv`."""
+    folder = find_language_folder(source)
+    splits = {
+        split: {"name": table} for split, table in TABLES.items() if (folder / f"{table}.tsv").is_file()
+    }
+    notes = []
+    if "train" not in splits:
+        if not (folder / f"{WHOLE}.tsv").is_file():
+            raise UserError(
+                f"{folder}: there is neither train.tsv nor {WHOLE}.tsv; name the folder of one language"
+            )
+        splits = {"train": {"name": WHOLE}, **splits}
+        notes = [
+            f"there is no train.tsv: training uses all of {WHOLE}.tsv, including the rows of the test set"
+        ]
+    rows = read_sentences(folder / f"{splits['train']['name']}.tsv")
+    suffix = "" if Path(rows[0]["path"]).suffix else ".mp3"  # early releases leave it out
+    name = make_name(f"common_voice_{rows[0].get('locale') or folder.name}")
+    data = ImportedData(notes=notes)
+    hours = {"hours": stated} if (stated := sum_hours(folder, rows)) else {}
+    data.add_card(
+        name,
+        load={"csv": str(folder.absolute())},
+        license="CC0-1.0",
+        **hours,
+        audio=f"clips/{{{{ path }}}}{suffix}",
+        columns={"text": "{{ sentence }}"},
+        splits=splits,
+    )
+    data.add_lines(name, "asr")
+    return data
 
 
 def find_language_folder(source: Path) -> Path:

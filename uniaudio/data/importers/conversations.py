@@ -6,11 +6,10 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from statistics import median
-from typing import Any, ClassVar
+from typing import Any
 
 from uniaudio.data.importers.base import (
     ImportedData,
-    Importer,
     ImportOptions,
     find_recording,
     list_skipped_counts,
@@ -34,48 +33,38 @@ TURNS = (
 Turn = tuple[str, str]  # "user" or "assistant", and its text
 
 
-class ConversationImporter(Importer):
-    """Files of `messages` or `conversations` with `audios`; also `query`, `response`, `history` of ms-swift.
+def read_conversations(source: Path, options: ImportOptions) -> ImportedData:
+    """Read files of `messages` or `conversations` with `audios`; also `query`, `response`, `history` of ms-swift.
 
     Each answer that is learned is a row: the turns before it are its question. Rows with one, two ... clips have a
     card and a template each.
     """
-
-    source: ClassVar[str] = (
-        "a file (.jsonl, .json) of messages or conversations with audios, or a folder of them"
-    )
-
-    def read(self, source: Path, options: ImportOptions) -> ImportedData:
-        files = name_splits(list_sources(source, SUFFIXES, "file of conversations"))
-        data, skipped = ImportedData(), Counter[str]()
-        rows: dict[int, dict[str, list[dict[str, Any]]]] = {}
-        for split, file in ((split, file) for split, shards in files.items() for file in shards):
-            for item in read_json_rows(file, skipped):
-                try:
-                    made = list(make_rows(item, file.parent, options))
-                except RowError as problem:
-                    skipped[problem.reason] += 1
+    files = name_splits(list_sources(source, SUFFIXES, "file of conversations"))
+    data, skipped = ImportedData(), Counter[str]()
+    rows: dict[int, dict[str, list[dict[str, Any]]]] = {}
+    for split, file in ((split, file) for split, shards in files.items() for file in shards):
+        for item in read_json_rows(file, skipped):
+            try:
+                made = list(make_rows(item, file.parent, options))
+            except RowError as problem:
+                skipped[problem.reason] += 1
+                continue
+            for row in made:
+                if not row["answer"].strip():
+                    skipped["an empty answer"] += 1
                     continue
-                for row in made:
-                    if not row["answer"].strip():
-                        skipped["an empty answer"] += 1
-                        continue
-                    clips = sum(name.startswith("audio") for name in row)
-                    rows.setdefault(clips, {}).setdefault(split, []).append(row)
-        if not rows:
-            raise UserError(
-                f"{source}: holds no conversation about a clip that can be used ({dict(skipped)})"
-            )
-        for clips, by_split in sorted(rows.items()):
-            name = options.name if clips == 1 else f"{options.name}_{clips}_clips"
-            audio = "audio" if clips == 1 else [f"audio_{i}" for i in range(1, clips + 1)]
-            data.add_manifests(name, by_split, audio=audio)
-            data.templates[name] = make_template(
-                name, clips, [row for part in by_split.values() for row in part]
-            )
-            data.add_lines(name, name)
-        data.notes = list_skipped_counts(skipped, "conversations")
-        return data
+                clips = sum(name.startswith("audio") for name in row)
+                rows.setdefault(clips, {}).setdefault(split, []).append(row)
+    if not rows:
+        raise UserError(f"{source}: holds no conversation about a clip that can be used ({dict(skipped)})")
+    for clips, by_split in sorted(rows.items()):
+        name = options.name if clips == 1 else f"{options.name}_{clips}_clips"
+        audio = "audio" if clips == 1 else [f"audio_{i}" for i in range(1, clips + 1)]
+        data.add_manifests(name, by_split, audio=audio)
+        data.templates[name] = make_template(name, clips, [row for part in by_split.values() for row in part])
+        data.add_lines(name, name)
+    data.notes = list_skipped_counts(skipped, "conversations")
+    return data
 
 
 def make_template(name: str, clips: int, rows: list[dict[str, Any]]) -> dict[str, Any]:

@@ -5,32 +5,37 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
-from uniaudio.data.importers.base import JsonLinesImporter, find_recording, read_json_rows
+from uniaudio.data.importers.base import (
+    ImportedData,
+    ImportOptions,
+    convert_json_lines,
+    find_recording,
+    list_sources,
+    read_json_rows,
+)
 from uniaudio.errors import RowError, convert_to_row_error
 
 
-class LhotseImporter(JsonLinesImporter):
-    """Cuts (`*.jsonl`, `*.jsonl.gz`), one file or a folder of them; a cut is one row, its supervisions one text."""
+def read_lhotse_cuts(source: Path, options: ImportOptions) -> ImportedData:
+    """Read cuts (`*.jsonl`, `*.jsonl.gz`), one file or a folder; a cut is one row, its supervisions one text."""
+    listed = list_sources(source, (".jsonl", ".jsonl.gz"), "file of cuts")
+    # manifests of recordings and supervisions lie beside cuts
+    files = [file for file in listed if "recordings" not in file.name and "supervisions" not in file.name]
+    return convert_json_lines(files, read_cuts, "cut", "usable cut", options)
 
-    source: ClassVar[str] = "a file of cuts (.jsonl, .jsonl.gz), or a folder of them"
-    suffixes = (".jsonl", ".jsonl.gz")
-    file, row, empty = "file of cuts", "cut", "usable cut"
 
-    def has_rows(self, file: Path) -> bool:
-        """Manifests of recordings and supervisions lie beside cuts."""
-        return "recordings" not in file.name and "supervisions" not in file.name
-
-    def read_rows(self, file: Path, root: str | None, skipped: Counter[str]) -> Iterator[dict[str, Any]]:
-        for cut in read_json_rows(file, skipped):
-            try:
-                with convert_to_row_error("not a cut of Lhotse", str(cut.get("id"))):
-                    row = make_cut_row(cut, file.parent, root)
-            except RowError as problem:
-                skipped[problem.reason] += 1
-            else:
-                yield row
+def read_cuts(file: Path, root: str | None, skipped: Counter[str]) -> Iterator[dict[str, Any]]:
+    """Yield the rows of the cuts of a file, see ``convert_json_lines``."""
+    for cut in read_json_rows(file, skipped):
+        try:
+            with convert_to_row_error("not a cut of Lhotse", str(cut.get("id"))):
+                row = make_cut_row(cut, file.parent, root)
+        except RowError as problem:
+            skipped[problem.reason] += 1
+        else:
+            yield row
 
 
 def leave_out_padding(cut: dict[str, Any]) -> dict[str, Any]:

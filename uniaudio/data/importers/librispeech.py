@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from uniaudio.config.text_files import compose
-from uniaudio.data.importers.base import ImportedData, Importer, ImportOptions, list_skipped_counts, make_name
+from uniaudio.data.importers.base import ImportedData, ImportOptions, list_skipped_counts, make_name
 from uniaudio.data.sources.manifest import read_lines
 from uniaudio.errors import UserError
 
@@ -16,30 +16,26 @@ UNNAMED = "no line names the clip"
 SUFFIXES = (".flac", ".wav", ".mp3", ".ogg", ".opus")
 
 
-class LibriSpeechImporter(Importer):
-    """A folder of splits such as `train-clean-100` and `test-clean`, or one of them."""
-
-    source: ClassVar[str] = "the folder with train-clean-100, test-clean ..., or one of them"
-
-    def read(self, source: Path, options: ImportOptions) -> ImportedData:
-        files = sorted(source.absolute().rglob(TRANSCRIPTS))  # <split>/<speaker>/<chapter>/file
-        if not files:
-            raise UserError(f"{source}: holds no {TRANSCRIPTS}, which LibriSpeech has next to its clips")
-        data, skipped = ImportedData(), Counter[str]()
-        rows: dict[str, list[dict[str, Any]]] = {}
-        for file in files:
-            split = file.parents[2].name if len(file.parents) > 2 else source.name
-            if read := read_transcripts(file, skipped):
-                rows.setdefault(make_name(split), []).extend(read)
-        if not rows:
-            reasons = ", ".join(+skipped) or "all are empty"
-            raise UserError(f"{source}: no line of a {TRANSCRIPTS} can be used ({reasons})")
-        clips = {UNNAMED: skipped.pop(UNNAMED)}
-        data.notes = list_skipped_counts(skipped, "lines") + list_skipped_counts(clips, "clips")
-        columns = {"text": "{{ text | lower }}"}
-        data.add_manifests("librispeech", rows, license="CC-BY-4.0", columns=columns)
-        data.add_lines("librispeech", "asr")
-        return data
+def read_librispeech(source: Path, options: ImportOptions) -> ImportedData:
+    """Read a folder of splits such as `train-clean-100` and `test-clean`, or one of them."""
+    files = sorted(source.absolute().rglob(TRANSCRIPTS))  # <split>/<speaker>/<chapter>/file
+    if not files:
+        raise UserError(f"{source}: holds no {TRANSCRIPTS}, which LibriSpeech has next to its clips")
+    data, skipped = ImportedData(), Counter[str]()
+    rows: dict[str, list[dict[str, Any]]] = {}
+    for file in files:
+        split = file.parents[2].name if len(file.parents) > 2 else source.name
+        if read := read_transcripts(file, skipped):
+            rows.setdefault(make_name(split), []).extend(read)
+    if not rows:
+        reasons = ", ".join(+skipped) or "all are empty"
+        raise UserError(f"{source}: no line of a {TRANSCRIPTS} can be used ({reasons})")
+    clips = {UNNAMED: skipped.pop(UNNAMED)}
+    data.notes = list_skipped_counts(skipped, "lines") + list_skipped_counts(clips, "clips")
+    columns = {"text": "{{ text | lower }}"}
+    data.add_manifests("librispeech", rows, license="CC-BY-4.0", columns=columns)
+    data.add_lines("librispeech", "asr")
+    return data
 
 
 def read_transcripts(file: Path, skipped: Counter[str]) -> list[dict[str, Any]]:

@@ -5,32 +5,40 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
-from uniaudio.data.importers.base import JsonLinesImporter, find_recording, read_json_rows
+from uniaudio.data.importers.base import (
+    ImportedData,
+    ImportOptions,
+    convert_json_lines,
+    find_recording,
+    list_sources,
+    read_json_rows,
+)
 from uniaudio.data.sources.tar import IN_ARCHIVE
 from uniaudio.errors import UserError
 
 AUDIO = "audio_filepath"
 
 
-class NemoImporter(JsonLinesImporter):
-    """Manifests, one file or a folder of them; relative paths are relative to the manifest.
+def read_nemo_manifests(source: Path, options: ImportOptions) -> ImportedData:
+    """Read manifests, one file or a folder of them; relative paths are relative to the manifest.
 
     Rows with a `shard_id` have their clips in `audio_<shard_id>.tar`, beside the manifest or in its parent folder.
     """
+    files = list_sources(source, (".json", ".jsonl", ".json.gz", ".jsonl.gz"), "manifest")
+    empty = f"row with {AUDIO}, so it is not a NeMo manifest"
+    return convert_json_lines(files, read_nemo_rows, "row", empty, options)
 
-    source: ClassVar[str] = "a manifest (.json, .jsonl), or a folder of them"
-    suffixes = (".json", ".jsonl", ".json.gz", ".jsonl.gz")
-    file, row, empty = "manifest", "row", f"row with {AUDIO}, so it is not a NeMo manifest"
 
-    def read_rows(self, file: Path, root: str | None, skipped: Counter[str]) -> Iterator[dict[str, Any]]:
-        for row in read_json_rows(file, skipped):
-            if not isinstance(row.get(AUDIO), str):
-                skipped[f"no {AUDIO}"] += 1
-                continue
-            rest = {name: value for name, value in row.items() if name not in (AUDIO, "audio")}
-            yield {"audio": locate_nemo_clip(row, file, root), **rest}
+def read_nemo_rows(file: Path, root: str | None, skipped: Counter[str]) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a manifest, see ``convert_json_lines``."""
+    for row in read_json_rows(file, skipped):
+        if not isinstance(row.get(AUDIO), str):
+            skipped[f"no {AUDIO}"] += 1
+            continue
+        rest = {name: value for name, value in row.items() if name not in (AUDIO, "audio")}
+        yield {"audio": locate_nemo_clip(row, file, root), **rest}
 
 
 def locate_nemo_clip(row: dict[str, Any], file: Path, root: str | None) -> str:

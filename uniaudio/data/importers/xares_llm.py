@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from glob import glob
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from uniaudio.config.strict_yaml import load_yaml
-from uniaudio.data.importers.base import ImportedData, Importer, ImportOptions, make_name
+from uniaudio.data.importers.base import ImportedData, ImportOptions, make_name
 from uniaudio.data.sources.paths import expand_braces, is_remote
 from uniaudio.errors import UserError
 
@@ -60,42 +60,38 @@ class SetFile:
         return len({file for pattern in self.patterns for file in list_shards(pattern)})
 
 
-class XaresLlmImporter(Importer):
-    """A checkout of xares-llm (or one of its training files): every set becomes a card and a template.
+def read_xares_llm(source: Path, options: ImportOptions) -> ImportedData:
+    """Read a checkout of xares-llm (or one of its training files): every set becomes a card and a template.
 
     Draws have the shares of its sampler: `prob` where a set states it, else its part of all shards, divided by their
     sum. Lists in the JSON of a sample are samples of their own, as in its loader.
     """
-
-    source: ClassVar[str] = "a checkout of xares-llm, or a training file in its layout"
-
-    def read(self, source: Path, options: ImportOptions) -> ImportedData:
-        train, evaluate, settings = read_configs(source, options.configs)
-        if not train:
-            raise UserError(f"{source}: names only test sets; also name a training file with --config")
-        data = ImportedData()
-        shards = sum(each.num_shards for each in train)
-        metrics = {make_name(each.name): each.metric for each in evaluate}
-        for each in train:
-            name = make_name(each.name)
-            template = add_template(data, name, each, metrics.get(name) or each.metric)
-            add_card(data, name, each, "train", options.root)
-            weight = each.share if each.share is not None else each.num_shards / shards
-            long_clips = {"how": "crop", "seconds": float(settings.get("crop_audio_length") or CROP)}
-            line = {
-                "dataset": name,
-                "template": template,
-                "weight": round(weight, 6),
-                "long_clips": long_clips,
-            }
-            data.train.append(line)
-        for each in evaluate:
-            name = make_name(each.name)
-            template = add_template(data, name, each, each.metric)
-            add_card(data, f"{name}_test", each, "test", options.root)
-            data.evaluate.append({"dataset": f"{name}_test", "template": template, "split": "test"})
-        data.notes += describe_differences(train, evaluate, settings)
-        return data
+    train, evaluate, settings = read_configs(source, options.configs)
+    if not train:
+        raise UserError(f"{source}: names only test sets; also name a training file with --config")
+    data = ImportedData()
+    shards = sum(each.num_shards for each in train)
+    metrics = {make_name(each.name): each.metric for each in evaluate}
+    for each in train:
+        name = make_name(each.name)
+        template = add_template(data, name, each, metrics.get(name) or each.metric)
+        add_card(data, name, each, "train", options.root)
+        weight = each.share if each.share is not None else each.num_shards / shards
+        long_clips = {"how": "crop", "seconds": float(settings.get("crop_audio_length") or CROP)}
+        line = {
+            "dataset": name,
+            "template": template,
+            "weight": round(weight, 6),
+            "long_clips": long_clips,
+        }
+        data.train.append(line)
+    for each in evaluate:
+        name = make_name(each.name)
+        template = add_template(data, name, each, each.metric)
+        add_card(data, f"{name}_test", each, "test", options.root)
+        data.evaluate.append({"dataset": f"{name}_test", "template": template, "split": "test"})
+    data.notes += describe_differences(train, evaluate, settings)
+    return data
 
 
 def read_configs(source: Path, configs: Sequence[str]) -> tuple[list[SetFile], list[SetFile], dict[str, Any]]:
