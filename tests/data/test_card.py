@@ -3,6 +3,7 @@ import pytest
 from uniaudio.config.strict_yaml import dump_yaml
 from uniaudio.data.card import load_card
 from uniaudio.data.keep_conditions import Condition
+from uniaudio.data.sources.base import is_row_in_split
 from uniaudio.errors import RowError, UserError
 
 GOOD = {
@@ -32,17 +33,18 @@ def test_columns_are_rendered_over_those_of_the_row(tmp_path):
 def test_splits_keep_their_rows(tmp_path):
     card = write(tmp_path)
     assert (card.split("train").name, card.split("test").name) == ("train", "validation")
-    assert (card.is_in_split({"fold": 1}, "train"), card.is_in_split({"fold": 1}, "test")) == (True, False)
+    kept = [is_row_in_split(card, {"fold": 1}, split, "row") for split in ("train", "test")]
+    assert kept == [True, False]
     with pytest.raises(UserError, match="the rows have no column 'fold'; they have label"):
-        card.is_in_split({"label": "low"}, "train")
+        is_row_in_split(card, {"label": "low"}, "train", "row")
     with pytest.raises(UserError, match=r"no split 'tests' \(did you mean 'test'\?\); splits: train, test"):
         card.split("tests")
 
 
 def test_a_condition_that_cannot_be_decided_shows_the_row(tmp_path):
     card = write(tmp_path, splits={"train": {"keep": "fold < 5"}})
-    with pytest.raises(UserError, match=r"splits\.train\.keep .*\(in a row with fold='five'\)"):
-        card.is_in_split({"fold": "five"}, "train")
+    with pytest.raises(RowError, match=r"splits\.train\.keep .*\(in a row with fold='five'\)"):
+        is_row_in_split(card, {"fold": "five"}, "train", "row")
 
 
 def test_one_clip_or_several(tmp_path):

@@ -14,7 +14,13 @@ import pytest
 import torch
 
 from uniaudio.data.loader import isolate_worker
-from uniaudio.data.worker_faults import PLACES, ensure_open_files, explain_worker_faults, share_tensors
+from uniaudio.data.worker_faults import (
+    WORKERS,
+    ensure_open_files,
+    explain_worker_faults,
+    find_row_of,
+    share_tensors,
+)
 from uniaudio.errors import UserError
 from uniaudio.ragged import Ragged
 from uniaudio.train.signals import StopSignal
@@ -32,7 +38,7 @@ def workers():
     for index, worker in enumerate(both):
         worker.at.value = f"tones, row {index}".encode()
         worker.pid.value = 7000 + index
-        PLACES.add(worker)
+        WORKERS[id(worker)] = worker
     return both
 
 
@@ -95,10 +101,11 @@ def test_other_problems_pass(workers):
 def test_a_worker_that_is_not_used_any_more_is_forgotten():
     worker = Worker()
     worker.pid.value = 7777
-    PLACES.add(worker)
-    assert PLACES.has(worker)
+    worker.at.value = b"tones, row 7"
+    WORKERS[id(worker)] = worker
+    assert find_row_of("7777") == "tones, row 7"
     del worker
-    assert PLACES.row_of("7777") == ""
+    assert find_row_of("7777") == ""
 
 
 def test_all_tensors_of_a_batch_are_shared():

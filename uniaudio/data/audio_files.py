@@ -203,17 +203,6 @@ def make_handle(data: Reader) -> Any:
     return ByteStream(data.data)
 
 
-def open_for_header(source: EncodedAudio, name: str) -> soundfile.SoundFile:
-    """Open a file, a part of one or bytes with libsndfile, to look at its header.
-
-    Raises:
-        RowError: "missing file", "broken audio", "empty audio", "truncated audio".
-    """
-    with convert_to_row_error("broken audio", name):
-        reader = open_reader(source, name)
-        return open_file(choose_readers(reader, name, False)[0], reader, name, "")
-
-
 def make_broken_audio_error(name: str, problem: Exception | str) -> RowError:
     """Return what to say of audio that cannot be read; libsndfile's own words, without addresses of objects."""
     return RowError("broken audio", f"{name} ({getattr(problem, 'error_string', problem)})")

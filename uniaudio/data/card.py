@@ -180,15 +180,6 @@ class DatasetCard:
                     rendered[name] = problem
         return {**row, **rendered}
 
-    def is_in_split(self, row: Mapping[str, Any], split: str) -> bool:
-        """Return whether a row of the stored split belongs to this split.
-
-        Raises:
-            UserError: when the rows have no column that the condition uses, or it cannot be worked out for this row.
-        """
-        keep = self.split(split).keep
-        return keep is None or keep.is_true(row)
-
 
 def load_card(name_or_path: str, near: Path | None = None) -> DatasetCard:
     """Read and check a dataset card.

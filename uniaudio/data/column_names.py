@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Sequence
 from functools import lru_cache
 
 SOLE_NAME = re.compile(r"\{\{\s*([^{}|'\"()]+?)\s*\}\}")  # a text that is meant to be one column
@@ -48,6 +48,12 @@ OTHERS = (
 def simplify_name(column: str) -> str:
     """Return the name of a column as the lists here spell it."""
     return re.sub(r"[\s-]+", "_", column.strip().lower())
+
+
+def find_named(columns: Iterable[str], names: Sequence[str]) -> list[str]:
+    """Return the columns that are called by one of some names, in the order of the names."""
+    listed = list(columns)
+    return [column for name in names for column in listed if simplify_name(column) == name]
 
 
 def suggest_first_of(source: str, stored: Collection[str] | None = None) -> str:

@@ -20,7 +20,7 @@ from uniaudio.data.skipped_rows import Skip
 from uniaudio.data.sources.base import ShardedSource
 from uniaudio.data.worker_dataset import FORK, Failure, MicroBatch, WorkerDataset
 from uniaudio.data.worker_faults import (
-    PLACES,
+    WORKERS,
     ensure_open_files,
     explain_worker_faults,
     ignore_cut_connections,
@@ -214,7 +214,7 @@ class Worker:
     def __init__(self, dataset: WorkerDataset, options: Mapping[str, Any]) -> None:
         self.dataset = dataset
         if options:
-            PLACES.add(dataset)
+            WORKERS[id(dataset)] = dataset
         with explain_worker_faults(dataset):
             self.batches: Iterator[MicroBatch | Failure] = iter(
                 DataLoader(dataset, batch_size=None, **options)

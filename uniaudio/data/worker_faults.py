@@ -55,28 +55,15 @@ def ignore_cut_connections(
         sys.__excepthook__(kind, problem, trace)
 
 
-class WorkerPlaces:
-    """The data workers of this process, by which the row that each is at can be told."""
-
-    def __init__(self) -> None:
-        self.workers: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()  # by identity
-
-    def add(self, worker: Any) -> None:
-        """Know a worker (with ``pid`` and ``at`` in shared memory) as long as it is referred to elsewhere."""
-        self.workers[id(worker)] = worker
-
-    def has(self, worker: Any) -> bool:
-        """Return whether a worker is known; one that serves in this process alone is not."""
-        return id(worker) in self.workers
-
-    def row_of(self, pids: str) -> str:
-        """Return the row that the first known of some processes was at, or an empty text."""
-        by_pid = {worker.pid.value: worker for worker in self.workers.values()}
-        dead = [by_pid[int(pid)] for pid in re.findall(r"\d+", pids) if int(pid) in by_pid]
-        return read_current_row(dead[0]) if dead else ""
+# the data workers that this process started (with ``pid`` and ``at`` in shared memory), by identity
+WORKERS: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
 
 
-PLACES = WorkerPlaces()
+def find_row_of(pids: str) -> str:
+    """Return the row that the first known of some processes was at, or an empty text."""
+    by_pid = {worker.pid.value: worker for worker in WORKERS.values()}
+    dead = [by_pid[int(pid)] for pid in re.findall(r"\d+", pids) if int(pid) in by_pid]
+    return read_current_row(dead[0]) if dead else ""
 
 
 def read_current_row(worker: Any) -> str:
@@ -94,14 +81,14 @@ def describe_fault(problem: BaseException, worker: Any = None) -> str | None:
     low = text.lower()
     died = DIED.match(text)
     if died is not None:
-        row = PLACES.row_of(died[1]) or (read_current_row(worker) if worker is not None else "")
+        row = find_row_of(died[1]) or (read_current_row(worker) if worker is not None else "")
         if "bus error" in low:
             return ENLARGE_SHARED_MEMORY
         sentence = f"a data worker died; it was at: {row or 'its start'}"
         advice = " (killed by the system, usually for lack of memory: lower data.workers or data.prefetch)"
         return sentence + advice if "killed" in died[2] else sentence
     # what was raised in the worker says itself what it is
-    if worker is None or not PLACES.has(worker) or text.startswith("Caught "):
+    if worker is None or id(worker) not in WORKERS or text.startswith("Caught "):
         return None
     row = read_current_row(worker) or "its start"
     if getattr(problem, "errno", None) == errno.EMFILE or any(sign in low for sign in TOO_MANY_FILES):

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from uniaudio.data.audio import decode
-from uniaudio.data.audio_files import open_for_header
+from uniaudio.data.audio_files import open_streams
 from uniaudio.errors import RowError, UserError
 
 MIB = 1 << 20
@@ -66,7 +66,8 @@ def decode_upload(data: bytes, limits: Limits) -> NDArray[np.int16]:
             f"or start the page with a larger --max-mib"
         )
     try:
-        with open_for_header(data, "the clip") as file:
+        with open_streams(data, "the clip") as streams:
+            file = streams[0]
             seconds, rate = file.frames / file.samplerate, file.samplerate * file.channels
             shape = f"{file.channels} channel(s) at {file.samplerate} Hz"
         if seconds > limits.max_seconds:

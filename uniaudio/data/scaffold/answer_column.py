@@ -21,6 +21,7 @@ from uniaudio.data.column_names import (
     REPLIES,
     SPLITS,
     TRANSCRIPTS,
+    find_named,
     simplify_name,
 )
 from uniaudio.data.jinja_comparison import NUMBER
@@ -142,11 +143,6 @@ def guess_column(profiles: Mapping[str, ColumnProfile], where: str) -> tuple[str
             f"{', '.join(profiles)}"
         )
     return named[-1][0], "by its name"
-
-
-def find_named(names: Collection[str], family: Sequence[str]) -> list[str]:
-    """Return the names that belong to a family, in its order."""
-    return [name for known in family for name in names if simplify_name(name) == known]
 
 
 def ends_as_label(name: str) -> bool:

@@ -10,7 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from uniaudio.data.column_names import CLIPS, IDS, simplify_name
+from uniaudio.data.column_names import CLIPS, IDS, find_named
 from uniaudio.data.importers.base import read_json_rows
 from uniaudio.data.sources.folder_walk import is_clip
 from uniaudio.data.sources.manifest import read_table
@@ -56,11 +56,9 @@ def find_audio_column(rows: Sequence[Mapping[str, Any]], manifest: Path) -> str:
             f"{manifest}: its first line is already a row ({named}); add a header line with the "
             "column names above it, such as audio,label"
         )
-    by_name = [name for known in CLIPS for name in columns if simplify_name(name) == known]
     by_value = [name for name in columns if share_of(rows, name, is_clip_name) >= NEARLY_ALL]
-    ids = [name for known in IDS for name in columns if simplify_name(name) == known]
     missing, best, most = "", "", 0
-    for column in dict.fromkeys((*by_name, *by_value, *ids)):
+    for column in dict.fromkeys((*find_named(columns, CLIPS), *by_value, *find_named(columns, IDS))):
         if share_of(rows, column, is_packed_clip) >= NEARLY_ALL:
             return column
         values = [row[column] for row in rows if isinstance(row.get(column), str) and row[column]]

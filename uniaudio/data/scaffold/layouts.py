@@ -206,9 +206,9 @@ def find_shard_layout(kind: str, place: Path, files: Sequence[Path]) -> Layout:
 
 def find_saved_layout(folder: Path) -> Layout:
     """Look at a folder of `save_to_disk`."""
-    saved = describe_saved_dataset(folder)
-    audio, notes = choose_audio_column(saved.clips, list(saved.features), str(folder))
-    return Layout({"hub": str(folder)}, "a folder of save_to_disk", tuple(saved.splits), audio, notes)
+    splits, features = describe_saved_dataset(folder)
+    audio, notes = choose_audio_column(list_audio_features(features), list(features), str(folder))
+    return Layout({"hub": str(folder)}, "a folder of save_to_disk", tuple(splits), audio, notes)
 
 
 def find_hub_layout(name: str, config: str | None) -> Layout:

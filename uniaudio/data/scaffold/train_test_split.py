@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from uniaudio.data.column_names import FOLDS, GROUPS, SPLITS, simplify_name
+from uniaudio.data.column_names import FOLDS, GROUPS, SPLITS, find_named
 from uniaudio.data.jinja import compute_unit_hash
 from uniaudio.data.keep_conditions import KEY
 from uniaudio.data.scaffold.column_profiles import ColumnProfile
@@ -107,7 +107,7 @@ def divide_by_split_column(
     file: str | None,
 ) -> Division | None:
     """Divide by a column that names the split of a row."""
-    for column in find_columns(profiles, SPLITS):
+    for column in find_named(profiles, SPLITS):
         profile = profiles[column]
         if profile.is_open or profile.different > MOST_SPLIT_NAMES or not IDENTIFIER.fullmatch(column):
             continue
@@ -140,7 +140,7 @@ def compare(column: str, values: Sequence[str]) -> str:
 
 def divide_by_fold(profiles: Mapping[str, ColumnProfile], name: Mapping[str, str]) -> Division | None:
     """Divide by a column of folds: the last one is the test split."""
-    for column in find_columns(profiles, FOLDS):
+    for column in find_named(profiles, FOLDS):
         profile = profiles[column]
         if profile.numbers < profile.filled or profile.fractions or not 2 <= profile.different <= MOST_FOLDS:
             continue
@@ -162,7 +162,7 @@ def divide_by_hash(
 ) -> Division:
     """Divide by a hash of the speaker or group of a row where that is possible, else of its clip."""
     notes: list[str] = []
-    for column in find_columns(profiles, GROUPS):
+    for column in find_named(profiles, GROUPS):
         if not IDENTIFIER.fullmatch(column) or profiles[column].filled < len(rows):
             continue
         chosen = choose_seed([str(row.get(column)) for row in rows], labels)
@@ -252,11 +252,6 @@ def build_hash_division(
     return Division(splits, ("train",), "test", reason, notes)
 
 
-def find_columns(profiles: Mapping[str, ColumnProfile], names: Sequence[str]) -> list[str]:
-    """Return the columns that names stand for, in the order of the names."""
-    return [column for name in names for column in profiles if simplify_name(column) == name]
-
-
 def note_shared_groups(
     train: Collection[Columns],
     test: Collection[Columns],
@@ -269,7 +264,7 @@ def note_shared_groups(
         file: the column of clips, where equal names are the same file.
     """
     notes = []
-    for column in [*([file] if file is not None else []), *find_columns(profiles, GROUPS)]:
+    for column in [*([file] if file is not None else []), *find_named(profiles, GROUPS)]:
         sides = [
             {str(row.get(column)) for row in rows if isinstance(row.get(column), str | int)}
             for rows in (train, test)

@@ -51,10 +51,7 @@ class AudioFolderSource(ListedSource):
             metadata += [up / name for up in above for name in METADATA if (up / name).is_file()]
         described, errors = read_metadata(card, folder, metadata, clips, self.left_out)
         columns = read_texts(card, split, beside, collect_columns(clips, described), self.left_out)
-        rows: list[tuple[str, dict[str, Any] | RowError]] = list(
-            iterate_folder_rows(card, clips, described, self.left_out, columns)
-        )
-        rows += [(error.key, error) for error in errors]
+        rows = iterate_folder_rows(card, clips, described, errors, self.left_out, columns)
         super().__init__(card, split, rows, folder)
 
 
@@ -62,14 +59,16 @@ def iterate_folder_rows(
     card: DatasetCard,
     clips: Collection[str],
     described: Sequence[MetadataRow],
+    errors: Sequence[RowError],
     left_out: Counter[str],
     beside: Mapping[str, Mapping[str, Any]],
-) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield (name, columns) of the clips of a split in the order of their names.
+) -> Iterator[tuple[str, dict[str, Any] | RowError]]:
+    """Yield (name, columns) of the clips of a split in the order of their names, and behind them the errors.
 
     Args:
         clips: paths relative to the folder of the split. described: what metadata files say of them.
-        left_out: is counted what is skipped, by reason. beside: what files beside a clip say of it, by its path.
+        errors: of rows of these files that cannot be used. left_out: is counted what is skipped, by reason.
+        beside: what files beside a clip say of it, by its path.
     """
     by_name: dict[str, list[MetadataRow]] = {}
     for row in described:
@@ -87,6 +86,7 @@ def iterate_folder_rows(
                 left_out["clip without metadata" + (", not used" if in_rows else "")] += 1
             if not in_rows:
                 yield name, {**known, "file_name": name, **dict.fromkeys(card.audio, name)}
+    yield from ((error.key, error) for error in errors)
 
 
 def has_stated_labels(described: Sequence[MetadataRow]) -> bool:

@@ -262,12 +262,14 @@ def is_row_in_split(card: DatasetCard, columns: Mapping[str, Any], split: str, k
         UserError: when the row lacks a column that the condition needs.
     """
     keep = card.split(split).keep
-    if keep is not None and KEY in keep.names:
+    if keep is None:
+        return True
+    if KEY in keep.names:
         columns = {KEY: key, **columns}
     try:
-        return card.is_in_split(columns, split)
+        return keep.is_true(columns)
     except UserError as problem:
-        if keep is None or not keep.names <= set(columns):
+        if not keep.names <= set(columns):
             raise
         raise RowError("broken metadata", str(problem)) from problem
 

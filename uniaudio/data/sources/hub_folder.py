@@ -45,10 +45,7 @@ class HubFolderSource(ListedSource):
         self.left_out["file that is not a clip"] += sum(
             not is_clip(file.path) and not is_metadata(file.path) for file in files
         )
-        rows: list[tuple[str, dict[str, Any] | RowError]] = list(
-            iterate_folder_rows(card, clips, described, self.left_out, {})
-        )
-        rows += [(error.key, error) for error in errors]
+        rows = iterate_folder_rows(card, clips, described, errors, self.left_out, {})
         super().__init__(card, split, rows, Path())
 
     def fetch_metadata(

@@ -171,14 +171,6 @@ class HubRepository:
         name = config or ("default" if "default" in features else next(iter(features), ""))
         return dict(features.get(name) or (next(iter(features.values())) if len(features) == 1 else {}))
 
-    def require_access(self, path: str) -> None:
-        """Ask for the head of a file, which a gated repository refuses, although it may be listed.
-
-        Raises:
-            Exception: as the Hub's client has it.
-        """
-        call_hub(lambda: get_hf_file_metadata(self.make_url(path), token=None))
-
 
 def list_tree(name: str, commit: str | None) -> dict[str, HubFile]:
     """Return all files of a repository, listed page by page."""
@@ -216,5 +208,6 @@ def describe_repository(load: Load, what: str) -> HubRepository:
         metadata = info.card_data.to_dict() if info.card_data else {}
         repository = HubRepository(info.id, info.sha or "", files, metadata)
         if info.gated and files and not constants.is_offline_mode():
-            repository.require_access(next(iter(files)))
+            # a repository may be listed and its files refused all the same
+            call_hub(lambda: get_hf_file_metadata(repository.make_url(next(iter(files))), token=None))
     return repository

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,31 +19,19 @@ def is_saved_dataset(folder: Path) -> bool:
     return (folder / DICT_FILE).is_file() or (folder / STATE_FILE).is_file()
 
 
-@dataclass(frozen=True)
-class SavedDataset:
-    """What a folder states: names of splits, features of columns as JSON, and the columns of the kind Audio."""
-
-    splits: list[str]
-    features: Mapping[str, Any]
-    clips: list[str]
-
-
-def describe_saved_dataset(folder: Path) -> SavedDataset:
-    """Read splits and features of a folder without opening its tables; a saved ``Dataset`` is the split `train`.
+def describe_saved_dataset(folder: Path) -> tuple[list[str], dict[str, Any]]:
+    """Return the splits of a folder and the features of its columns as JSON; a saved ``Dataset`` is the split `train`.
 
     Raises:
-        UserError: when it cannot be read, or no column is of the kind Audio.
+        UserError: when they cannot be read.
     """
     with convert_to_user_error(f"{folder}: cannot be read"):
         splits, inside = ["train"], folder
         if (folder / DICT_FILE).is_file():
             splits = list(json.loads((folder / DICT_FILE).read_text(encoding="utf-8"))["splits"])
             inside = folder / splits[0]
-        features = json.loads((inside / "dataset_info.json").read_text(encoding="utf-8"))["features"]
-    clips = list_audio_features(features)
-    if not clips:
-        raise UserError(f"{folder}: none of its columns {', '.join(features)} has the type Audio")
-    return SavedDataset(splits, features, clips)
+        info = json.loads((inside / "dataset_info.json").read_text(encoding="utf-8"))
+        return splits, dict(info["features"])
 
 
 def fingerprint_saved_split(folder: Path, split: str) -> list[Any]:
