@@ -207,6 +207,31 @@ def test_masked_embeddings_are_means_over_real_frames(tones, monkeypatch):
         np.testing.assert_allclose(vector.numpy(), embed_clips(encoder(), [clip])[0], atol=1e-4)
 
 
+@pytest.mark.parametrize(("size", "dtype"), [(1.0, torch.float16), (1e5, torch.float32)])
+def test_frames_of_any_size_are_finite(tones, size, dtype):
+    """Those of a single clip may be large; float16 ends at 65,504."""
+    model = encoder()
+    compute = model.forward
+
+    def forward(audio, layers=False, masks=None):
+        frames = compute(audio, layers=layers, masks=masks).frames.rows()
+        rows = [row * (size if n == 11200 else 1) for n, row in zip(audio.lengths, frames, strict=True)]
+        return Encoded(Ragged.from_rows(rows))
+
+    model.forward = forward
+    rows = the_task(tones, kind="frame")
+    digest = hash_contents(rows.rows())
+    for _ in range(2):  # made, and from the cache
+        usable, (embedded,) = embed_task(model, f"{size}", rows, digest, "masked")
+        assert embedded.values.dtype == dtype
+        assert find_broken_clips(usable, [embedded]) == {}
+        clip = decode_clips(list(rows.rows())[LONGEST[0]], 60)[0]
+        wanted = model(Ragged.from_rows([torch.from_numpy(clip)])).frames.values.detach()
+        ours = embedded.values.split(embedded.lengths.tolist())[LONGEST[0]].float()
+        torch.testing.assert_close(ours, wanted, rtol=1e-3, atol=1e-3 * size)
+        assert (ours.abs().max() > 65504) == (size > 1)
+
+
 def test_xares_embeddings_pad_batches_of_their_part_in_order(tones):
     rows = the_task(tones, encode=4)
     embedded = embed_task(encoder(), "m", rows, "d", "xares")[1][0]

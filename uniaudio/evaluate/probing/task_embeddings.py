@@ -39,7 +39,8 @@ class Embedded:
     """What one layer of a model says of the clips of a task.
 
     Args:
-        values: ``[V, E]`` float32, one vector for every piece of a clip; or ``[A_total, E]`` float16 frames.
+        values: ``[V, E]`` float32, one vector for every piece of a clip; or ``[A_total, E]`` frames, see
+            ``store_frames``.
         lengths: ``[V]`` int64 numbers of frames, all 1 where vectors are pooled.
         owner: ``[V]`` int64: the row of the task that a piece belongs to; rows are pieces unless clips are cropped. A
             row whose clip cannot be used has none.
@@ -213,7 +214,8 @@ def locate_cache_file(model: str, data: str, pooling: str, layer: int | None) ->
 
 def describe_pooling(rows: TaskRows, protocol: Protocol) -> str:
     """Return what decides the embeddings besides model and clips."""
-    kept = "frames" if rows.task.kind == "frame" else "mean"
+    # in half precision alone, as "frames" were stored, large values were infinite
+    kept = "frames of any size" if rows.task.kind == "frame" else "mean"
     if protocol == "masked":
         return f"masked {kept}"
     parts = hashlib.sha256(b"|".join(part.tobytes() for part in rows.parts.values())).hexdigest()
@@ -341,7 +343,7 @@ def encode_batches(
         pieces = pieces or [[] for _ in states]
         for kept, state in zip(pieces, states, strict=True):
             values = state.with_values(state.values.float())
-            kept.extend(row.half().cpu() for row in values.rows()) if frames else kept.extend(
+            kept.extend(store_frames(row).cpu() for row in values.rows()) if frames else kept.extend(
                 values.mean().cpu()
             )
         owners += batch.rows
@@ -354,3 +356,11 @@ def encode_batches(
     return [
         Embedded(join([kept[i] for i in order.tolist()]), lengths[order], owner[order]) for kept in pieces
     ]
+
+
+def store_frames(frames: Tensor) -> Tensor:
+    """Return float32 frames ``[A, E]`` in float16, which is precise enough for probes, or as they are if some are too
+    large for it. Joined, frames of both kinds are float32.
+    """
+    halved = frames.half()
+    return frames if (halved.isinf() & frames.isfinite()).any() else halved
