@@ -144,7 +144,12 @@ def suite_results(sets: list[str], models: list[str], seed: int = 0) -> dict:
         }
         for i, name in enumerate(sets)
     }
-    return {"suite": "made_up", "protocol": "own", "tasks": tasks, "scores": probe_scores(sets, models, seed)}
+    return {
+        "suite": "made_up",
+        "protocol": "masked",
+        "tasks": tasks,
+        "scores": probe_scores(sets, models, seed),
+    }
 
 
 def answers_of(sets: dict[str, list[str]], count: int = 60, right: float = 0.7, seed: int = 0) -> dict:

@@ -401,6 +401,30 @@ def test_models_of_one_name_with_other_weights_are_distinguished(tmp_path):
     assert {"a", f"after (other weights, {prints[1]['after'][:8]})"} <= set(heads)
 
 
+def test_whitened_scores_stand_beside_the_others_and_are_compared_with_none_of_them(tmp_path):
+    """One run was probed in both ways, the other one whitened alone."""
+    runs = [write_run(tmp_path / name, ["t"], steps=40) for name in ("a", "b")]
+    names = {"a": ["before", str(runs[0])], "b": ["before", str(runs[1])]}
+    plain = write_json(tmp_path / "plain.json", folder_results(["s0", "s1"], names["a"]))
+    white = [
+        write_json(
+            tmp_path / f"white_{name}.json",
+            {**folder_results(["s0", "s1"], names[name], 3), "whitened": True},
+        )
+        for name in ("a", "b")
+    ]
+    page, text = document(runs, tmp_path / "r.html", probes=[plain, *white])
+    captions = [caption["text"].split(":")[0] for caption in page.all("caption")]
+    probes = [f"{mark}{probe} probe" for mark in ("", "whitened ") for probe in ("linear", "MLP", "kNN")]
+    assert [text for text in captions if text.endswith(" probe")] == [*probes[3:], *probes]
+    assert "whitened linear probe +0.050" in text
+    _, text = document(
+        runs, tmp_path / "r.html", probes=[plain, white[1]]
+    )  # no probe has scores of both runs
+    assert "Every set" in text
+    assert "weighted means" not in text
+
+
 def test_answers_from_folders_of_one_name_stand_side_by_side(tmp_path):
     run = write_run(tmp_path / "run", ["t"], steps=40)
     files = []

@@ -19,6 +19,7 @@ from uniaudio.report.probe_scores import (
     read_scores,
     rename_models,
 )
+from uniaudio.report.significance import compare_probes
 
 
 def test_sets_without_a_domain_take_that_of_the_recipes():
@@ -49,6 +50,33 @@ def test_uar_is_read_and_does_not_tell_scores_apart():
     assert older.get("digits", "a", "linear").uar is None
     assert newer.get("digits", "a", "linear").uar == 0.25
     assert find_disagreements(older, newer) == []
+
+
+def probed_otherwise(seed=0, **facts):
+    return read_scores({**suite_results(["digits"], ["a", "b"], seed), **facts}, "f.json", {})
+
+
+@pytest.mark.parametrize(
+    ("facts", "probes"),
+    [
+        ({"whitened": True}, ["whitened linear", "whitened MLP", "whitened kNN"]),
+        ({"protocol": "xares"}, ["xares linear", "xares MLP", "xares kNN"]),
+    ],
+)
+def test_scores_of_whitened_embeddings_and_of_another_protocol_are_never_mixed_with_others(facts, probes):
+    plain, other = probed_otherwise(whitened=False), probed_otherwise(1, **facts)
+    assert (plain.probes, other.probes) == (["linear", "mlp", "knn"], probes)
+    assert find_disagreements(plain, other) == find_disagreements(other, plain) == []
+    for table in (merge_tables([plain, other]), merge_tables([other, plain])):
+        assert table.probes == [*plain.probes, *probes]
+        for model in ("a", "b"):
+            assert table.get("digits", model, "knn") == plain.get("digits", model, "knn")
+            assert table.get("digits", model, probes[2]) == other.get("digits", model, probes[2])
+        changes = compare_probes(table, "a", "b")
+        shown = [f"{probe} probe" for probe in ("linear", "MLP", "kNN", *probes)]
+        assert [change.what for change in changes] == shown
+        assert len({change.before for change in changes}) == 6
+    assert find_disagreements(other, probed_otherwise(2, **facts)) == ["a", "b"]
 
 
 @pytest.mark.parametrize(

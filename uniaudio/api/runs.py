@@ -171,6 +171,7 @@ class Run:
         layers: bool = False,
         seeds: int = 3,
         references: bool = True,
+        whiten: bool = False,
         out: str | Path | None = None,
     ) -> dict[str, Any]:
         """Train probes on the frozen embeddings of the run's encoder, as ``uniaudio probe`` does.
@@ -178,6 +179,7 @@ class Run:
         Args:
             data: labelled folders by name. suite: in their place, a suite by name or path. against: other models.
             layers: also probe every hidden state. references: also probe the untrained encoder.
+            whiten: whiten embeddings first, to see how much of a difference is only the size of features.
             out: JSON file to write; ``probes.json`` in the run folder is what ``report`` reads.
 
         Returns:
@@ -193,7 +195,9 @@ class Run:
         others = [against] if isinstance(against, str | Path) else against
         models = [str(self.folder), *map(str, others)]
         file = check_file_option(to_path(out))
-        return run_probe(models, folders, suite, protocol, file, seeds, layers, self._trust, references)
+        return run_probe(
+            models, folders, suite, protocol, file, seeds, layers, self._trust, references, whiten
+        )
 
     @cached_property
     def model(self) -> TrainedModel:

@@ -38,6 +38,14 @@ def probe(
     protocol: Annotated[
         str, typer.Option(help="masked (real frames only), or xares (as in X-ARES).")
     ] = "masked",
+    whiten: Annotated[
+        bool,
+        typer.Option(
+            "--whiten",
+            help="Whiten embeddings first, fitted to the training clips of each task without labels: shows how much "
+            "of a difference between models is only the size of their features.",
+        ),
+    ] = False,
     layers: Annotated[bool, typer.Option(help="Also probe every hidden state.")] = False,
     out: Annotated[
         Path | None, typer.Option("-o", "--out", help="JSON file to write.", callback=check_file_option)
@@ -64,7 +72,7 @@ def probe(
         from uniaudio.config.trust import Trust
 
     trust = Trust(trust_remote_code, allow_code)
-    run_probe(models, data or [], suite, protocol, out, seeds, layers, trust, references)
+    run_probe(models, data or [], suite, protocol, out, seeds, layers, trust, references, whiten)
 
 
 @app.command("eval", rich_help_panel=PANEL, epilog="Example: uniaudio eval runs/birds --out answers.json")

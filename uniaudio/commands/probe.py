@@ -33,6 +33,7 @@ def run_probe(
     layers: bool = False,
     trust: Trust = NO_TRUST,
     references: bool = False,
+    whiten: bool = False,
 ) -> dict[str, Any]:
     """Probe models on labelled folders, each a task, or on the tasks of a suite; print tables and write JSON.
 
@@ -41,18 +42,24 @@ def run_probe(
     Args:
         data: labelled folders as ``NAME=FOLDER``. suite: a path, or a name found in suites/.
         layers: also probe every hidden state. references: also probe the untrained encoders of runs.
+        whiten: whiten embeddings before they are probed, see ``score_task``.
 
     Returns:
         What is written, see docs/evaluation-probes.md.
 
     Raises:
-        UserError: when neither folders nor a suite or both are given, or the protocol is unknown; see ``read_task`` and
-            ``run_suite``; at the end, for tasks, and models on tasks, without scores.
+        UserError: when neither folders nor a suite or both are given, or the protocol is unknown or whitens nothing;
+            see ``read_task`` and ``run_suite``; at the end, for tasks, and models on tasks, without scores.
     """
     if (suite is None) == (not data):
         raise UserError("give either --data NAME=FOLDER or --suite NAME")
     if protocol not in get_args(Protocol):
         raise UserError(f"--protocol {protocol}: give {' or '.join(get_args(Protocol))}")
+    if whiten and protocol != "masked":
+        raise UserError(
+            f"--whiten: the protocol {protocol} reproduces published scores, which are not those of whitened "
+            "embeddings; use --protocol masked"
+        )
     console = make_console()
     for spec in models:
         check_model(spec, trust)
@@ -61,7 +68,7 @@ def run_probe(
     chosen = build_folder_suite(folders, takes_suite=True) if suite is None else load_suite(suite)
     tasks = read_tasks(chosen)
     encoders = {spec: load_encoder(spec, trust=trust, keep_frames=True) for spec in models}
-    result = run_suite(chosen, tasks, encoders, cast(Protocol, protocol), seeds, layers, console)
+    result = run_suite(chosen, tasks, encoders, cast(Protocol, protocol), seeds, layers, console, whiten)
     result[FINGERPRINTS] = fingerprint_models(encoders)
     if compared:
         result[REFERENCES] = {run: asdict(reference) for run, reference in compared.items()}

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from uniaudio.config.fusion import PCA, WCCN, WHITENING
 from uniaudio.errors import UserError
+from uniaudio.model.attenuated_whitening import attenuate_components
 from uniaudio.model.audio_lm import AudioLM
 from uniaudio.model.fusion.encoder import CompositeEncoder, fit_scale
 from uniaudio.ragged import Ragged
@@ -22,10 +23,6 @@ Answer = tuple[int, ...]  # number of the task, then token ids
 # added to the variance of every direction, as a share of the mean: with 0.03 nearest neighbours were as good, but
 # linear probes of real encoders lost up to 25 points to directions in which the few clips happened not to differ
 FLOOR = 1.0
-ATTENUATION = 0.5  # of whitening: 0 leaves components as they are, 1 makes all equally large
-SMALLEST_COMPONENT = (
-    0.1  # added to the variances, as a share of their mean: few clips say little of most components
-)
 FRAMES = 50  # of a row at most, evenly spaced: neighbours say the same
 
 
@@ -84,22 +81,6 @@ def start_fusion(model: AudioLM, batches: Iterable[Batch], examples: int, start:
     elif start == WCCN:
         whitening = whiten_answers(torch.cat(standardised, 1), answers)
     encoder.start_from_streams(standardised, weights, whitening)
-
-
-def attenuate_components(clips: Float[Tensor, "C E"]) -> Float[Tensor, "E E"]:
-    """Return the symmetric map that brings the components of clips closer to one size, and their mean square to 1.
-
-    A component of variance ``v`` is multiplied by ``v ** (-t / 2)`` with ``t = ATTENUATION``: attenuated whitening
-    (Mukundan et al. 2019, "Understanding and improving kernel local descriptors").
-
-    Args:
-        clips: mean frames, around 0.
-    """
-    variances, vectors = torch.linalg.eigh(clips.T.double() @ clips.double() / len(clips))
-    variances = variances.clamp(min=0)
-    factors = (variances + SMALLEST_COMPONENT * variances.mean()) ** (-ATTENUATION / 2)
-    size = (variances * factors.square()).mean().sqrt()
-    return ((vectors * (factors / size)) @ vectors.T).to(clips.dtype)
 
 
 def list_answers(batch: Batch) -> list[Answer]:

@@ -14,6 +14,7 @@ from uniaudio.evaluate.probing.suite_table import (
     AT_BEST,
     PROBES,
     REFERENCES,
+    WHITENED,
     Reference,
     read_references,
 )
@@ -21,6 +22,7 @@ from uniaudio.evaluate.probing.suite_table import (
 RANDOM = "random:"  # before a model of random weights
 ALL = "all sets"
 ELSEWHERE = "other"  # the domain of a set of which nobody says one
+USUAL_PROTOCOL = "masked"
 FINGERPRINTS = "fingerprints"  # the key of stored results that holds those of the models
 
 
@@ -52,7 +54,7 @@ class Score:
 
 @dataclass(frozen=True)
 class ScoreTable:
-    """``scores[task][model][probe]``; the higher the better.
+    """``scores[task][model][probe]``; the higher the better. For the names of probes see ``name_probe``.
 
     ``fingerprints`` tells by model which weights were measured; those of files that do not say so are missing.
     ``references`` tells by run which models are its untrained encoder.
@@ -70,10 +72,10 @@ class ScoreTable:
 
     @property
     def probes(self) -> list[str]:
-        """All probes: the usual ones first and in their order."""
-        probes = {probe for models in self.scores.values() for scores in models.values() for probe in scores}
+        """All probes: the usual ones first and in their order, then the others as they first occur."""
+        probes = [probe for models in self.scores.values() for scores in models.values() for probe in scores]
         usual = [probe for probe in PROBES if probe in probes]
-        return [*usual, *sorted(probes - set(usual))]
+        return list(dict.fromkeys([*usual, *probes]))
 
     def get(self, task: str, model: str | None, probe: str) -> Score | None:
         """Return a score, or None where it was not measured."""
@@ -127,7 +129,7 @@ def read_scores(data: Any, where: str, domains: Mapping[str, str]) -> ScoreTable
         try:
             tasks[name] = parse_task(name, data["tasks"].get(name, {}), domains)
             scores[name] = {
-                model: {probe: parse_score(value) for probe, value in probes.items()}
+                model: {name_probe(probe, data): parse_score(value) for probe, value in probes.items()}
                 for model, probes in models.items()
             }
         except (AttributeError, KeyError, TypeError, ValueError) as problem:
@@ -142,6 +144,21 @@ def read_scores(data: Any, where: str, domains: Mapping[str, str]) -> ScoreTable
             f"{where}: '{REFERENCES}' must hold start and best by run; write the file with `uniaudio probe --out`"
         ) from problem
     return ScoreTable(tasks, scores, fingerprints, references)
+
+
+def name_probe(probe: str, result: Mapping[str, Any]) -> str:
+    """Return the name of a probe in a table: of whitened embeddings, or under another protocol, it is another probe,
+    such as "whitened kNN", so that its scores are compared with no others.
+
+    Args:
+        result: what ``uniaudio probe`` stored; that of earlier versions is not whitened.
+    """
+    protocol = str(result.get("protocol") or USUAL_PROTOCOL)
+    marks = [
+        *([protocol] if protocol != USUAL_PROTOCOL else []),
+        *([WHITENED] if result.get(WHITENED) else []),
+    ]
+    return " ".join([*marks, PROBES.get(probe, probe)]) if marks else probe
 
 
 def parse_score(value: Mapping[str, Any]) -> Score:
@@ -191,16 +208,16 @@ def mark_namesakes(table: ScoreTable, other: ScoreTable) -> ScoreTable:
 
 
 def find_disagreements(table: ScoreTable, other: ScoreTable) -> list[str]:
-    """Return the models that both tables have, but with other weights, or other scores of the same set."""
+    """Return the models that both tables have, but with other weights, or another score of a set by the same probe."""
     namesakes = find_namesakes(table, other)
     return [
         model
         for model in table.models
         if model in namesakes
         or any(
-            model in other.scores.get(task, {}) and other.scores[task][model] != models.get(model)
+            other.get(task, model, probe) not in (None, score)
             for task, models in table.scores.items()
-            if model in models
+            for probe, score in models.get(model, {}).items()
         )
     ]
 

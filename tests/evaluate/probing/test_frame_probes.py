@@ -14,6 +14,8 @@ from uniaudio.evaluate.probing.suite import FrameFile, TaskFile
 from uniaudio.evaluate.probing.task_answers import Event
 from uniaudio.evaluate.probing.task_embeddings import Embedded
 from uniaudio.evaluate.probing.task_rows import TaskRows, Trial
+from uniaudio.evaluate.probing.task_scores import score_task
+from uniaudio.evaluate.probing.whitened_embeddings import fit_whitening
 
 RATE = 10.0  # frames a second
 
@@ -122,3 +124,17 @@ def test_the_loss_is_the_mean_over_frames_and_weighs_active_ones():
                 total += -3.0 * np.log(share) if active else -np.log(1 - share)
                 count += 1
     assert data.loss(probe, torch.tensor([2, 5])).item() == pytest.approx(total / count, rel=1e-4)
+
+
+def test_frames_of_events_are_whitened():
+    rows, embedded = task(16, noise=4.0, resolution=0.2)
+    train = frames_of(embedded, rows.trials[0].train)
+    white = fit_whitening(train).apply(embedded.values).half()
+    expected = score_frames(rows, Embedded(white, embedded.lengths, embedded.owner), RATE, "masked", 1)
+    assert score_task(rows, embedded, RATE, "masked", 1, whiten=True) == expected
+    assert expected != score_frames(rows, embedded, RATE, "masked", 1)
+
+
+def frames_of(embedded: Embedded, clips) -> torch.Tensor:
+    frames = embedded.values.split(embedded.lengths.tolist())
+    return torch.cat([frames[clip] for clip in clips])

@@ -21,6 +21,8 @@ from uniaudio.evaluate.probing.retrieval_probes import (
 from uniaudio.evaluate.probing.suite import TaskFile
 from uniaudio.evaluate.probing.task_embeddings import Embedded
 from uniaudio.evaluate.probing.task_rows import TaskRows, Trial
+from uniaudio.evaluate.probing.task_scores import score_task
+from uniaudio.evaluate.probing.whitened_embeddings import fit_whitening
 from uniaudio.ragged import Ragged
 
 
@@ -146,3 +148,12 @@ def test_ours_compares_vectors_of_unit_length():
     assert isinstance(probe.audio_side[0], nn.LayerNorm)
     for side in (probe.audio(embedded.values), probe.text(torch.tensor([0, 1]))):
         torch.testing.assert_close(side.norm(dim=1), torch.ones(len(side)))
+
+
+def test_clips_are_whitened_for_retrieval_and_texts_are_not():
+    rows, embedded, reader = task(epochs=3)
+    white = fit_whitening(embedded.values[:24]).apply(embedded.values)
+    whitened = Embedded(white, embedded.lengths, embedded.owner)
+    expected = score_retrieval(rows, whitened, reader, "masked", 1)
+    assert score_task(rows, embedded, 50, "masked", 1, reader, whiten=True) == expected
+    assert expected != score_retrieval(rows, embedded, reader, "masked", 1)

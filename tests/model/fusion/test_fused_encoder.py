@@ -11,12 +11,13 @@ from uniaudio.build.fusion import OPERATORS, fuse
 from uniaudio.config.fusion import FusionConfig, MoweConfig
 from uniaudio.config.records import Strict, build
 from uniaudio.errors import UserError
+from uniaudio.model.attenuated_whitening import attenuate_components
 from uniaudio.model.encoders.base import AudioEncoder
 from uniaudio.model.encoders.whisper import WhisperAudioEncoder
 from uniaudio.model.fusion.base import entropy
 from uniaudio.model.fusion.encoder import scale_streams
 from uniaudio.model.fusion.mowe import smooth_weights
-from uniaudio.model.fusion_start import attenuate_components, start_fusion
+from uniaudio.model.fusion_start import start_fusion
 from uniaudio.ragged import Ragged
 from uniaudio.train.auxiliary_losses import AuxiliaryLosses
 from uniaudio.types import Encoded

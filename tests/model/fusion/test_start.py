@@ -6,9 +6,10 @@ from helpers.fusion_operators import DIM, DIMS, MAKE, NAMES, streams
 from torch.nn import functional as F
 
 from uniaudio.errors import UserError
+from uniaudio.model.attenuated_whitening import ATTENUATION, attenuate_components
 from uniaudio.model.fusion.encoder import FeatureScale, find_components, fit_scale
 from uniaudio.model.fusion.wq import WqFusion
-from uniaudio.model.fusion_start import ATTENUATION, attenuate_components, whiten_answers
+from uniaudio.model.fusion_start import whiten_answers
 
 LENGTHS = [3, 1, 9]
 
@@ -115,6 +116,10 @@ def test_whitening_brings_components_closer_without_turning_them():
     covariance = turn.T @ (white.T @ white / len(white)) @ turn
     expected = variances * (variances + 0.1 * variances.mean()) ** -ATTENUATION
     torch.testing.assert_close(covariance, torch.diag(expected / expected.mean()), atol=1e-9, rtol=0)
+
+
+def test_whitening_leaves_clips_without_any_difference_as_they_are():
+    torch.testing.assert_close(attenuate_components(torch.zeros(3, 2)), torch.eye(2), atol=0, rtol=0)
 
 
 def test_whitening_by_answers_makes_small_what_differs_among_equal_answers():

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from copy import copy
 
 import numpy as np
 import torch
@@ -17,8 +18,9 @@ from torch.nn import functional as F
 
 from uniaudio.evaluate.probing.class_scores import ProbeScores
 from uniaudio.evaluate.probing.task_answers import Event
-from uniaudio.evaluate.probing.task_embeddings import Embedded, Protocol
+from uniaudio.evaluate.probing.task_embeddings import Embedded, Protocol, store_frames
 from uniaudio.evaluate.probing.task_rows import Indices, TaskRows
+from uniaudio.evaluate.probing.whitened_embeddings import Whitening
 from uniaudio.evaluate.probing.xares import build_linear_probe, score_over_seeds, train_sgd_probe
 from uniaudio.ragged import Ragged
 
@@ -150,6 +152,13 @@ class FrameTask:
         ]
         self.targets = torch.from_numpy(np.concatenate(self.active))
 
+    def whiten(self, whitening: Whitening) -> FrameTask:
+        """Return the task with whitened frames."""
+        whitened = copy(self)
+        blocks = map(store_frames, whitening.apply_in_blocks(self.frames.values))
+        whitened.frames = self.frames.with_values(torch.cat(list(blocks)))
+        return whitened
+
     def loss(self, probe: nn.Module, clips: Tensor) -> Tensor:
         """Return the binary cross-entropy over frames and classes of some clips: scalar."""
         weight = torch.tensor(self.rows.task.frame.positive_weight)
@@ -180,14 +189,27 @@ class FrameTask:
 
 
 def score_frames(
-    rows: TaskRows, embedded: Embedded, rate: float, protocol: Protocol, seeds: int
+    rows: TaskRows,
+    embedded: Embedded,
+    rate: float,
+    protocol: Protocol,
+    seeds: int,
+    whitenings: Sequence[Whitening] | None = None,
 ) -> ProbeScores:
     """Train LayerNorm + Linear on single frames and return ``{"linear": {"mean", "std"}}``, the mean over folds.
 
     Clips are drawn in batches; the loss is the mean over their frames. ``std`` is over seeds.
+
+    Args:
+        whitenings: what is done to the frames of every trial; None: nothing.
     """
     data = FrameTask(rows, embedded, rate, protocol)
-    return score_over_seeds(lambda number: score_frame_trial(data, number), len(rows.trials), seeds)
+
+    def score_trial(number: int) -> dict[str, float]:
+        # made anew for every seed: kept for all trials, the frames of a large set would not fit into memory
+        return score_frame_trial(data if whitenings is None else data.whiten(whitenings[number]), number)
+
+    return score_over_seeds(score_trial, len(rows.trials), seeds)
 
 
 def score_frame_trial(data: FrameTask, number: int) -> dict[str, float]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Sequence
+from copy import copy
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from uniaudio.errors import UserError, convert_to_user_error
 from uniaudio.evaluate.probing.class_scores import ProbeScores
 from uniaudio.evaluate.probing.task_embeddings import Embedded, Protocol
 from uniaudio.evaluate.probing.task_rows import Indices, TaskRows
+from uniaudio.evaluate.probing.whitened_embeddings import Whitening
 from uniaudio.evaluate.probing.xares import score_over_seeds, train_sgd_probe
 from uniaudio.model.model_files import read_stock_config
 from uniaudio.ragged import Ragged
@@ -213,6 +215,12 @@ class RetrievalTask:
         self.vocabulary = len(reader.tokenizer)
         self.read = reader.ids(self.texts) if protocol == "xares" else reader.vectors(self.texts)
 
+    def whiten(self, whitening: Whitening) -> RetrievalTask:
+        """Return the task with whitened embeddings of clips; the vectors of texts stay as they are."""
+        whitened = copy(self)
+        whitened.x = whitening.apply(self.x)
+        return whitened
+
     def pairing(self) -> Pairing:
         """Return an untrained probe; its weights come from torch's own generator."""
         width = self.x.shape[1]
@@ -238,11 +246,23 @@ class RetrievalTask:
 
 
 def score_retrieval(
-    rows: TaskRows, embedded: Embedded, reader: TextModel, protocol: Protocol, seeds: int
+    rows: TaskRows,
+    embedded: Embedded,
+    reader: TextModel,
+    protocol: Protocol,
+    seeds: int,
+    whitenings: Sequence[Whitening] | None = None,
 ) -> ProbeScores:
-    """Train the pairing and return recall@1, the mean over folds: ``{"linear": {"mean", "std"}}``, std over seeds."""
+    """Train the pairing and return recall@1, the mean over folds: ``{"linear": {"mean", "std"}}``, std over seeds.
+
+    Args:
+        whitenings: what is done to the embeddings of clips in every trial; None: nothing.
+    """
     data = RetrievalTask(rows, embedded, reader, protocol)
-    return score_over_seeds(lambda number: score_retrieval_trial(data, number), len(rows.trials), seeds)
+    trials = [data] * len(rows.trials)
+    if whitenings is not None:
+        trials = [data.whiten(whitening) for whitening in whitenings]
+    return score_over_seeds(lambda number: score_retrieval_trial(trials[number], number), len(trials), seeds)
 
 
 def score_retrieval_trial(data: RetrievalTask, number: int) -> dict[str, float]:

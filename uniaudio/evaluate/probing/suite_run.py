@@ -43,6 +43,7 @@ def run_suite(
     seeds: int,
     layers: bool,
     console: Console,
+    whiten: bool = False,
 ) -> dict[str, Any]:
     """Embed and probe every task with every model.
 
@@ -51,6 +52,7 @@ def run_suite(
 
     Args:
         layers: also probe every hidden state; the scores are then those of the last, which is the frames.
+        whiten: whiten the embeddings of every model and layer first, see ``score_task``.
 
     Returns:
         What ``uniaudio probe --suite`` writes, see docs/evaluation-probes.md.
@@ -69,6 +71,7 @@ def run_suite(
         seeds,
         layers,
         reader,
+        whiten,
     )
     swept: dict[str, dict[str, list[ProbeScores]]] = {}
     facts: dict[str, dict[str, Any]] = {}
@@ -83,6 +86,7 @@ def run_suite(
     result: dict[str, Any] = {
         "suite": suite.name,
         "protocol": protocol,
+        "whitened": whiten,
         "seeds": seeds,
         "models": list(encoders),
         "tasks": facts,
@@ -97,7 +101,8 @@ class SuiteModels:
     """The models that a suite is probed with, and how; see ``run_suite``.
 
     Args:
-        digests: of the encoders. reader: for retrieval tasks.
+        digests: of the encoders. reader: for retrieval tasks. whiten: see ``score_task``; stored embeddings are those
+            before it.
     """
 
     encoders: Mapping[str, AudioEncoder]
@@ -106,6 +111,7 @@ class SuiteModels:
     seeds: int
     layers: bool
     reader: TextModel | None
+    whiten: bool
 
     def probe_task(
         self, rows: TaskRows, bars: SuiteProgress
@@ -170,7 +176,9 @@ class SuiteModels:
             known = {row: broken[number] for row, number in enumerate(numbers) if number in broken}
             usable, states = drop_rows(usable, states, known)
             scores = [
-                score_task(usable, state, encoder.frame_rate, self.protocol, self.seeds, self.reader)
+                score_task(
+                    usable, state, encoder.frame_rate, self.protocol, self.seeds, self.reader, self.whiten
+                )
                 for state in states
             ]
             probed[model] = ProbedModel(scores, usable, states[0].notices, len(broken))

@@ -17,6 +17,7 @@ from uniaudio.evaluate.probing.skipped_row_notes import describe_rows
 from uniaudio.run_records import describe_undefined_scores
 
 PROBES = {"linear": "linear", "mlp": "MLP", "knn": "kNN"}
+WHITENED = "whitened"  # the key of stored results that says so; it is missing in those of earlier versions
 REFERENCES = "references"  # the key of stored results that holds them by run
 SHOWN_DIFFERENCE = 0.0005  # between two scores that are written differently
 AT_BEST = "untrained, at its best"
@@ -85,6 +86,11 @@ def make_table(title: str, *columns: str, numbers: int) -> Table:
     return table
 
 
+def mark_whitened(result: Mapping[str, Any]) -> str:
+    """Return what the title of a table ends with: that its scores are those of whitened embeddings, or nothing."""
+    return ", whitened embeddings" if result.get(WHITENED) else ""
+
+
 def score_table(result: Mapping[str, Any], labels: Mapping[str, str]) -> Table:
     """Return mean ± spread of every task, model and probe; below them UAR, where it is another than accuracy.
 
@@ -92,7 +98,7 @@ def score_table(result: Mapping[str, Any], labels: Mapping[str, str]) -> Table:
     """
     seeds = f"{result['seeds']} seed{'s' if result['seeds'] > 1 else ''}"
     table = make_table(
-        f"{result['suite'] or 'labelled folders'}, protocol {result['protocol']}, {seeds}",
+        f"{result['suite'] or 'labelled folders'}, protocol {result['protocol']}, {seeds}{mark_whitened(result)}",
         "task",
         "domain",
         "metric",
@@ -196,7 +202,9 @@ def average_table(result: Mapping[str, Any], labels: Mapping[str, str]) -> Table
             part for probes in result["average"].values() for averages in probes.values() for part in averages
         )
     )
-    table = make_table("weighted averages", "model", "probe", *parts, numbers=len(parts))
+    table = make_table(
+        f"weighted averages{mark_whitened(result)}", "model", "probe", *parts, numbers=len(parts)
+    )
     baselines = {model: names if len(names) > 1 else [] for model, names in find_baselines(result).items()}
     for model, probes in result["average"].items():
         for place, (probe, averages) in enumerate(probes.items()):
@@ -227,9 +235,8 @@ def build_layer_tables(result: Mapping[str, Any], labels: Mapping[str, str]) -> 
     tables = []
     for task, models in result["layers"].items():
         probes = [probe for probe in PROBES if probe in next(iter(models.values()))[0]]
-        table = make_table(
-            f"{task} by layer", "model", "layer", *(PROBES[p] for p in probes), numbers=1 + len(probes)
-        )
+        title = f"{task} by layer{mark_whitened(result)}"
+        table = make_table(title, "model", "layer", *(PROBES[p] for p in probes), numbers=1 + len(probes))
         for model, states in models.items():
             for number, state in enumerate(states):
                 cells = [cell(state[probe]) for probe in probes]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -11,6 +13,7 @@ from uniaudio.evaluate.probing.frame_probes import score_frames
 from uniaudio.evaluate.probing.retrieval_probes import TextModel, score_retrieval
 from uniaudio.evaluate.probing.task_embeddings import Embedded, Protocol
 from uniaudio.evaluate.probing.task_rows import Indices, TaskRows
+from uniaudio.evaluate.probing.whitened_embeddings import fit_trial_whitenings
 from uniaudio.evaluate.probing.xares import XaresFold, score_xares_folds
 
 
@@ -21,21 +24,32 @@ def score_task(
     protocol: Protocol,
     seeds: int,
     reader: TextModel | None = None,
+    whiten: bool = False,
 ) -> ProbeScores:
     """Probe one layer of one model on one task: ``{probe: {"mean", "std"}}``, all scores in [0, 1]; for classes of
     clips also ``metrics``, see ``probe_folds``.
 
     Args:
-        rate: frames per second of the encoder, for events. reader: for retrieval.
+        rate: frames per second of the encoder, for events. reader: for retrieval. whiten: the embeddings (or, for
+            events, the frames) of every trial are whitened by those of its training clips first; the protocol "xares"
+            does not.
     """
+    assert not whiten or protocol == "masked", "X-ARES whitens nothing"
+    whitenings = fit_trial_whitenings(embedded, rows.trials) if whiten else None
     if rows.task.kind == "frame":
-        return score_frames(rows, embedded, rate, protocol, seeds)
+        return score_frames(rows, embedded, rate, protocol, seeds, whitenings)
     if rows.task.kind == "retrieval":
         assert reader is not None, "a suite with retrieval tasks names a text model"
-        return score_retrieval(rows, embedded, reader, protocol, seeds)
+        return score_retrieval(rows, embedded, reader, protocol, seeds, whitenings)
     targets = build_class_targets(rows)
     if protocol == "masked":
-        folds = [build_fold(embedded, targets, trial.train, trial.test) for trial in rows.trials]
+        states = [embedded] * len(rows.trials)
+        if whitenings is not None:
+            states = [replace(embedded, values=whitening.apply(embedded.values)) for whitening in whitenings]
+        folds = [
+            build_fold(state, targets, trial.train, trial.test)
+            for state, trial in zip(states, rows.trials, strict=True)
+        ]
         return probe_folds(
             folds, len(rows.classes), seeds, kinds=rows.task.kinds, metric=rows.task.score_metric
         )
