@@ -13,7 +13,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from real_tables import PARTS, Rows, average, list_tasks, mean_score, read_cells
 
-from uniaudio.evaluate.forgetting_figure import DARK, PALE, STYLE
+from uniaudio.evaluate.heat_maps import DARK, PALE, STYLE
 
 KINDS = {"knn": ("kNN", "#4c78a8", "o"), "linear": ("linear probe", "#f58518", "D")}
 WIDE = 20.0  # points at which the colours of a heat map end

@@ -32,7 +32,7 @@ from uniaudio.config.path_variables import real_root
 from uniaudio.config.run_files import load_run
 from uniaudio.data.sources.manifest import read_jsonl
 from uniaudio.evaluate.forgetting import START, ScoreMatrix, mean, summarize_matrix
-from uniaudio.evaluate.forgetting_figure import draw_matrices
+from uniaudio.evaluate.heat_maps import draw_matrices
 from uniaudio.evaluate.probing.held_probes import probe_held
 from uniaudio.evaluate.probing.labelled_folder import hold_folders
 

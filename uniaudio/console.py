@@ -21,6 +21,7 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.table import Table
 
 from uniaudio.outputs import is_main_rank
 
@@ -69,6 +70,15 @@ def make_console(stderr: bool = False, quiet: bool = False) -> Console:
     if not console.is_terminal:
         console.width = PLAIN_WIDTH
     return console
+
+
+def make_table(title: str, *columns: str, numbers: int = 0) -> Table:
+    """Return a table whose last columns hold numbers."""
+    table = Table(title=title, title_justify="left")
+    for place, column in enumerate(columns):
+        is_number = place >= len(columns) - numbers
+        table.add_column(column, justify="right" if is_number else "left", overflow="fold")
+    return table
 
 
 def announce(sentence: str) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from uniaudio.errors import UserError, convert_to_user_error
 
@@ -57,6 +59,12 @@ def check_output_file(file: Path, where: str) -> Path:
             file.open("ab").close()
         try_to_write(file.with_name(f".uniaudio-{uuid.uuid4().hex}") if file.exists() else file)
     return file
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write plain values as a JSON file, in a folder that need not exist yet."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
 
 
 def check_file_option(path: Path | None) -> Path | None:

@@ -12,11 +12,11 @@ from rich.console import Console
 
 from uniaudio.evaluate.forgetting import (
     ScoreMatrix,
-    build_matrix_table,
+    build_forgetting_table,
     build_summary_table,
     summarize_matrix,
 )
-from uniaudio.evaluate.forgetting_figure import draw_matrices
+from uniaudio.evaluate.heat_maps import draw_matrices
 
 
 def example():
@@ -157,7 +157,7 @@ def test_json_without_a_part_is_refused():
 
 
 def test_the_matrix_table_tells_scores_and_changes():
-    printed = text(build_matrix_table("probe/linear", example()))
+    printed = text(build_forgetting_table("probe/linear", example()).lay_out())
     lines = {line.split()[1]: line for line in printed.splitlines() if line.startswith("│")}
     assert "0.500" in lines["start"]
     assert "(" not in lines["start"]

@@ -39,7 +39,7 @@ from uniaudio.checks.stages import (
 from uniaudio.commands.evaluate import SHORTEST_WINDOW
 from uniaudio.config.run import RunConfig
 from uniaudio.config.stages import Stage
-from uniaudio.console import WorkProgress, make_console
+from uniaudio.console import WorkProgress, make_console, make_table
 from uniaudio.data.prompt_tokens import ChatFormat
 from uniaudio.data.recipe import Recipe
 from uniaudio.data.recipe_entries import RecipeEntry
@@ -229,9 +229,7 @@ def check_encoder_sizes(config: RunConfig, console: Console) -> list[PretrainedC
     if sketch is None:
         report_encoders_with_code(config, console)
         return []
-    table = Table(title="encoder", title_justify="left")
-    for column in ("component", "parameters", "trained"):
-        table.add_column(column, justify="left" if column == "component" else "right")
+    table = make_table("encoder", "component", "parameters", "trained", numbers=2)
     sizes: dict[str, list[int]] = {}
     for name, parameter in sketch.named_parameters():
         size = sizes.setdefault(component_of(f"encoder.{name}", config), [0, 0])
@@ -281,10 +279,8 @@ def build_pairing_table(
     stage: Stage, recipe: Recipe, train: list[CheckedEntry], evaluated: list[CheckedEntry]
 ) -> Table:
     """Lay out what a stage draws and what it is evaluated on."""
-    table = Table(title=f"stage {stage.name}: recipe {recipe.name}", title_justify="left")
-    for column in ("dataset:template", "split", "rows", "mean s", "answer words", "labels", "share of draws"):
-        left = column in ("dataset:template", "split")
-        table.add_column(column, justify="left" if left else "right", overflow="fold")
+    columns = ("dataset:template", "split", "rows", "mean s", "answer words", "labels", "share of draws")
+    table = make_table(f"stage {stage.name}: recipe {recipe.name}", *columns, numbers=5)
     shares: list[float | None] = [*recipe.compute_train_shares(), *[None] * len(evaluated)]
     for pairing, share in zip([*train, *evaluated], shares, strict=True):
         table.add_row(

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from uniaudio.build.encoders import load_encoder
@@ -16,7 +15,7 @@ from uniaudio.checks.encoder_contract import LENGTHS, Finding, check_contract
 from uniaudio.config.encoders import EncoderConfig
 from uniaudio.config.model_spec import parse_model_spec
 from uniaudio.config.trust import NO_TRUST, Trust
-from uniaudio.console import make_console
+from uniaudio.console import make_console, make_table
 from uniaudio.errors import UserError
 from uniaudio.export.describe import describe_encoder
 from uniaudio.export.onnx_file import find_stock_module
@@ -39,9 +38,7 @@ def show_findings(findings: list[Finding], name: str, console: Console | None = 
     Raises:
         UserError: when a property does not hold.
     """
-    table = Table(title=f"encoder {name}", title_justify="left")
-    for column in ("property", "holds", "seen"):
-        table.add_column(column, overflow="fold")
+    table = make_table(f"encoder {name}", "property", "holds", "seen")
     for finding in findings:
         table.add_row(
             finding.name, Text("yes", "green") if finding.holds else Text("no", "red"), finding.seen
@@ -137,9 +134,7 @@ def describe_targets(names: list[str]) -> str:
 
 def show_support(encoder: AudioEncoder, name: str, console: Console) -> None:
     """Print what can be done with an encoder."""
-    table = Table(title=f"what {name} supports", title_justify="left")
-    table.add_column("feature", overflow="fold")
-    table.add_column("supported", overflow="fold")
+    table = make_table(f"what {name} supports", "feature", "supported")
     for row in list_support(encoder):
         table.add_row(*row)
     console.print(table)
@@ -148,16 +143,12 @@ def show_support(encoder: AudioEncoder, name: str, console: Console) -> None:
 def list_families(console: Console | None = None) -> None:
     """Print the model types that are loaded, with the settings they take, and those that are not, with the reason."""
     console = console or make_console()
-    known = Table(title="supported encoders", title_justify="left")
-    for column in ("model_type", "settings"):
-        known.add_column(column, overflow="fold")
+    known = make_table("supported encoders", "model_type", "settings")
     for family in {id(one): one for one in FAMILIES.values()}.values():
         types = [kind for kind, of_kind in FAMILIES.items() if of_kind is family]
         known.add_row(", ".join(types), ", ".join(family.settings) or "none")
     console.print(known)
-    others = Table(title="unsupported models with an audio part", title_justify="left")
-    for column in ("model_type", "reason"):
-        others.add_column(column, overflow="fold")
+    others = make_table("unsupported models with an audio part", "model_type", "reason")
     for kind, reason in LEFT_OUT.items():
         others.add_row(kind, reason)
     console.print(others)

@@ -9,10 +9,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 from uniaudio.build.recipe_of_run import open_recipe
-from uniaudio.console import make_console
+from uniaudio.console import make_console, make_table
 from uniaudio.data.loader import make_loader
 from uniaudio.data.mixture import Mixture
 from uniaudio.data.prompt_tokens import ChatFormat
@@ -92,9 +91,8 @@ def bench_recipe(
     for count in tried:
         with console.status(f"{count} workers, {seconds:g} s"):
             speeds.append(measure_loading(mixture, recipe.list_tasks(), count, seconds))
-    table = Table(title=f"recipe {recipe.name}, micro-batches of {budget:g} s", title_justify="left")
-    for column in ("workers", "audio-s/s", "questions/s", "longest wait s", "first batch s", "memory MiB"):
-        table.add_column(column, justify="right")
+    columns = ("workers", "audio-s/s", "questions/s", "longest wait s", "first batch s", "memory MiB")
+    table = make_table(f"recipe {recipe.name}, micro-batches of {budget:g} s", *columns, numbers=6)
     for speed in speeds:
         facts: dict[str, Any] = asdict(speed)
         digits = ("", ",.0f", ",.0f", ".3f", ".2f", ",.0f")

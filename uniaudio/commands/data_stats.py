@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from dataclasses import asdict, dataclass, field
@@ -18,7 +17,7 @@ from uniaudio.build.recipe_of_run import open_recipe
 from uniaudio.checks.odd_clips import decode_some_clips
 from uniaudio.config.path_variables import leave_unset_variables
 from uniaudio.config.run import RunConfig
-from uniaudio.console import make_console
+from uniaudio.console import make_console, make_table
 from uniaudio.data.batching import compute_audio_cost
 from uniaudio.data.long_clips import LongClips, list_piece_spans, list_training_pieces, read_row_seconds
 from uniaudio.data.recipe import Recipe
@@ -26,6 +25,7 @@ from uniaudio.data.recipe_entries import Entry, open_entry
 from uniaudio.data.sources.base import Row
 from uniaudio.data.sources.folder_walk import describe_left_out
 from uniaudio.errors import RowError, UserError
+from uniaudio.outputs import write_json
 from uniaudio.units import SECONDS_PER_HOUR
 
 if TYPE_CHECKING:
@@ -178,10 +178,8 @@ def show_hours(name: str, out: Path | None, console: Console | None = None) -> f
         stats.append(EntryStats(entry.name, entry.share, split.rows, hours=split.hours))
         hours[entry.dataset.name, entry.split] = split.hours
     total = sum(value or 0.0 for value in hours.values())
-    table = Table(title=f"recipe {recipe.name}, hours as stated in the cards", title_justify="left")
-    table.add_column("dataset:template", overflow="fold")
-    for column in ("hours", "share"):
-        table.add_column(column, justify="right")
+    title = f"recipe {recipe.name}, hours as stated in the cards"
+    table = make_table(title, "dataset:template", "hours", "share", numbers=2)
     for one in stats:
         table.add_row(one.name, "?" if one.hours is None else f"{one.hours:,.2f}", f"{one.share:.1%}")
     unknown = sum(value is None for value in hours.values())
@@ -189,14 +187,8 @@ def show_hours(name: str, out: Path | None, console: Console | None = None) -> f
     table.add_row(f"{len(hours)} splits{note}", f"{total:,.2f}", "", style="bold")
     console.print(table)
     if out is not None:
-        write_stats(stats, out)
+        write_json(out, [asdict(one) for one in stats])
     return total
-
-
-def write_stats(stats: list[EntryStats], out: Path) -> None:
-    """Write the figures of all lines as JSON."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps([asdict(one) for one in stats], indent=1) + "\n", encoding="utf-8")
 
 
 def estimate_examples_per_step(recipe: Recipe, stats: list[EntryStats], config: RunConfig) -> float:
@@ -268,7 +260,7 @@ def show_stats(
         for note in entry_stats.notes:
             console.print(f"{entry_stats.name}: {note}", style="yellow")
     if out is not None:
-        write_stats(stats, out)
+        write_json(out, [asdict(one) for one in stats])
     if plot is not None:
         plot.parent.mkdir(parents=True, exist_ok=True)
         draw_lengths(stats).savefig(plot, dpi=120, format="png")  # whatever the file is called
@@ -278,12 +270,11 @@ def show_stats(
 
 def build_stats_table(name: str, stats: list[EntryStats], steps: int | None) -> Table:
     """Lay out one row per line of the recipe."""
-    table = Table(title=f"recipe {name}{f', {steps} steps' if steps else ''}", title_justify="left")
-    table.add_column("dataset:template", overflow="fold")
     unusable = any(s.unusable for s in stats)
     columns = ["rows", "hours", "s min, median, max", "words", "share"]
-    for column in [*columns, *(["epochs"] if steps else []), *(["unusable"] if unusable else [])]:
-        table.add_column(column, justify="right")
+    columns += [*(["epochs"] if steps else []), *(["unusable"] if unusable else [])]
+    title = f"recipe {name}{f', {steps} steps' if steps else ''}"
+    table = make_table(title, "dataset:template", *columns, numbers=len(columns))
     for s in stats:
         lengths = np.percentile(s.seconds, [0, 50, 100]) if s.seconds else [float("nan")] * 3
         hours = "?" if s.hours is None else f"{'~' if s.estimated else ''}{s.hours:.2f}"

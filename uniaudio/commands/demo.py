@@ -12,7 +12,7 @@ from rich.console import Console
 from uniaudio.build.encoders import load_encoder
 from uniaudio.build.model import LoadedModel, load_model
 from uniaudio.build.result_fingerprints import fingerprint_checkpoint, fingerprint_model, sign_answers
-from uniaudio.commands.evaluate import evaluate_recipe, make_prediction_settings, write_json
+from uniaudio.commands.evaluate import evaluate_recipe, make_prediction_settings
 from uniaudio.commands.report import Wanted, report_runs
 from uniaudio.commands.train import run_training
 from uniaudio.config.run_files import load_run
@@ -28,6 +28,7 @@ from uniaudio.evaluate.generation.generated_answers import answer_question
 from uniaudio.evaluate.probing.labelled_folder import build_folder_suite
 from uniaudio.evaluate.probing.suite_run import read_tasks, run_suite
 from uniaudio.evaluate.probing.suite_table import build_suite_tables
+from uniaudio.outputs import write_json
 from uniaudio.report.probe_scores import FINGERPRINTS
 from uniaudio.tiny.pretrain import use_one_thread
 

@@ -40,6 +40,7 @@ from uniaudio.evaluate.generation.predictions import (
 )
 from uniaudio.evaluate.metrics.challenge import build_challenge_table, collect_challenge_scores
 from uniaudio.evaluate.metrics.text_metrics import require_metric
+from uniaudio.outputs import write_json
 from uniaudio.train.engines.accelerator import forget_launch
 
 PROTOCOLS = ("own", "xares-llm")
@@ -218,13 +219,6 @@ def compute_validation_losses(
     return {task: loss / tokens for task, (loss, tokens) in sums.items() if tokens}, left_out
 
 
-def write_json(path: Path | None, data: Any) -> None:
-    """Write results where a path was given."""
-    if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
-
-
 def write_answer_files(folder: Path, results: Mapping[str, Mapping[str, Any]]) -> None:
     """Write the answers to every set into a folder as JSON Lines, as scorers of other packages read them.
 
@@ -300,7 +294,8 @@ def run_evaluation(
             shown = collect_challenge_scores(results)
             console.print(build_challenge_table(shown))
             shown["entries"] = results
-        write_json(out if is_main() else None, shown)
+        if out is not None and is_main():
+            write_json(out, shown)
         if answers is not None and is_main():
             write_answer_files(answers, results)
     refuse_unanswered_sets(results)

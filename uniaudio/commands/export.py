@@ -21,7 +21,7 @@ from uniaudio.config.nearest import suggest_name
 from uniaudio.config.run import RunConfig
 from uniaudio.config.run_files import load_stored_run
 from uniaudio.config.trust import NO_TRUST, Trust
-from uniaudio.console import make_console
+from uniaudio.console import make_console, make_table
 from uniaudio.errors import UserError
 from uniaudio.extras import require_package
 from uniaudio.hub_client import check_login, push_folder
@@ -219,9 +219,7 @@ WRITERS: Mapping[str, Callable[[AudioEncoder, Path, Mapping[str, Any], str], str
 
 def files_table(folder: Path) -> Table:
     """Lay out the files of a folder with their sizes, those of Python as one row."""
-    table = Table(title=str(folder), title_justify="left")
-    table.add_column("file", overflow="fold")
-    table.add_column("MiB", justify="right")
+    table = make_table(str(folder), "file", "MiB", numbers=1)
     written = sorted(path for path in folder.rglob("*") if path.is_file())
     code = [path for path in written if path.suffix == ".py"]
     for path in written:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -26,12 +25,12 @@ from uniaudio.errors import UserError
 from uniaudio.evaluate.forgetting import (
     START,
     ScoreMatrix,
-    build_matrix_table,
+    build_forgetting_table,
     build_summary_table,
     summarize_matrix,
 )
-from uniaudio.evaluate.forgetting_figure import draw_matrices
 from uniaudio.evaluate.generation.entry_metrics import describe_cut_answers, format_row_counts
+from uniaudio.evaluate.heat_maps import draw_matrices
 from uniaudio.evaluate.metrics.text_metrics import LOWER_IS_BETTER
 from uniaudio.evaluate.probing.class_scores import ProbeScores
 from uniaudio.evaluate.probing.clip_probes import KINDS
@@ -39,7 +38,7 @@ from uniaudio.evaluate.probing.held_probes import probe_held
 from uniaudio.evaluate.probing.labelled_folder import hold_folders, parse_folders
 from uniaudio.evaluate.probing.lost_classes import UnmeasurableTaskError
 from uniaudio.evaluate.probing.task_rows import TaskRows
-from uniaudio.outputs import check_output_folder
+from uniaudio.outputs import check_output_folder, write_json
 from uniaudio.report.probe_scores import FINGERPRINTS
 from uniaudio.run_records import describe_undefined_scores
 from uniaudio.train.checkpoint.folders import find_stage_ends
@@ -265,7 +264,7 @@ def show_matrices(
     """Print the tables and write JSON, with the fingerprint of every stage's checkpoint, and heat maps."""
     summaries = {name: summarize_matrix(matrix) for name, matrix in matrices.items()}
     for name, matrix in matrices.items():
-        console.print(build_matrix_table(name, matrix))
+        console.print(build_forgetting_table(name, matrix).lay_out())
     console.print(build_summary_table(summaries))
     result = {
         name: {
@@ -275,8 +274,7 @@ def show_matrices(
         }
         for name, matrix in matrices.items()
     }
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "forgetting.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    write_json(out / "forgetting.json", result)
     draw_matrices(matrices, out / "forgetting.png")
     for file in ("forgetting.json", "forgetting.png"):
         console.print(str(out / file), soft_wrap=True)

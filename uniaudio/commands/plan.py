@@ -10,7 +10,7 @@ from rich.table import Table
 from uniaudio.checks.first_rows import AverageClip, estimate_average_clip
 from uniaudio.config.run import RunConfig
 from uniaudio.config.stages import Stage
-from uniaudio.console import make_console
+from uniaudio.console import make_console, make_table
 from uniaudio.data.recipe import load_recipe
 from uniaudio.estimate.fake_model import Blueprint, choose_gpu_precision
 from uniaudio.estimate.gpus import Machine
@@ -68,10 +68,8 @@ def build_memory_table(plan: StagePlan, stage: Stage, machine: Machine) -> Table
         f"stage {plan.name}: GiB on {place}, micro-batches of {stage.budget.audio_seconds:g} s "
         f"({plan.clips:.1f} clips of {plan.clip.seconds:.1f} s{longest})"
     )
-    table = Table(title=title, title_justify="left")
     shown = [part for part in PARTS if part != "continual" or plan.copies != ContinualCopies()]
-    for column in ("engine", *shown, "total", "largest, s"):
-        table.add_column(column, justify="left" if column == "engine" else "right")
+    table = make_table(title, "engine", *shown, "total", "largest, s", numbers=len(shown) + 2)
     limit = machine.memory_gib * GIB
     for engine in ENGINES:
         parts = plan.compute_memory(engine, machine.gpus)

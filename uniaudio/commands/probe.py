@@ -10,7 +10,6 @@ from typing import Any, cast, get_args
 from uniaudio.build.encoders import check_model, load_encoder
 from uniaudio.build.result_fingerprints import fingerprint_models
 from uniaudio.build.untrained_encoders import add_references
-from uniaudio.commands.evaluate import write_json
 from uniaudio.config.trust import NO_TRUST, Trust
 from uniaudio.console import make_console
 from uniaudio.errors import UserError
@@ -20,6 +19,7 @@ from uniaudio.evaluate.probing.suite_run import read_tasks, run_suite
 from uniaudio.evaluate.probing.suite_table import REFERENCES, build_suite_tables
 from uniaudio.evaluate.probing.task_embeddings import Protocol
 from uniaudio.evaluate.probing.task_summaries import refuse_unmeasured_tasks
+from uniaudio.outputs import write_json
 from uniaudio.report.probe_scores import FINGERPRINTS
 
 
@@ -74,6 +74,7 @@ def run_probe(
         result[REFERENCES] = {run: asdict(reference) for run, reference in compared.items()}
     for table in build_suite_tables(result):
         console.print(table)
-    write_json(out, result)
+    if out is not None:
+        write_json(out, result)
     refuse_unmeasured_tasks(result)
     return result

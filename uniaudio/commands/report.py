@@ -21,15 +21,15 @@ from uniaudio.data.recipe import Recipe
 from uniaudio.data.recipe_entries import EvalEntry
 from uniaudio.errors import UserError
 from uniaudio.evaluate.embedding import embed_clips
-from uniaudio.evaluate.forgetting import summarize_matrix
+from uniaudio.evaluate.forgetting import build_forgetting_table, summarize_matrix
+from uniaudio.evaluate.heat_tables import HeatTable
 from uniaudio.evaluate.probing.suite_table import shorten_paths
-from uniaudio.evaluate.routing import read_choices
+from uniaudio.evaluate.routing import build_routing_tables, read_choices
 from uniaudio.model.encoders.base import AudioEncoder
 from uniaudio.outputs import check_output_file
 from uniaudio.report.answers import build_answer_rows, describe_answers, find_low_scores
 from uniaudio.report.clip_players import Player, SoundBudget
 from uniaudio.report.embedding_map import EmbeddingMap, LabelledClips, build_embedding_maps, select_clips
-from uniaudio.report.heat_tables import HeatTable, build_forgetting_table, build_routing_tables
 from uniaudio.report.label_figures import build_confusion_table, build_reliability
 from uniaudio.report.page import ReportPage, write_page
 from uniaudio.report.result_files import (

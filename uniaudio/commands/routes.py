@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from uniaudio.console import make_console
-from uniaudio.evaluate.routing import build_routes_tables, read_choices, write_routes
+from uniaudio.evaluate.routing import build_routing_tables, read_choices, write_routes
 from uniaudio.outputs import check_output_folder
 
 
@@ -14,7 +14,7 @@ def show_routes(run: Path, out: Path | None, last: float) -> None:
     out = check_output_folder(out or run, "output")
     routes = read_choices(run, last)
     console = make_console()
-    for table in build_routes_tables(routes):
-        console.print(table)
+    for table in build_routing_tables(routes):
+        console.print(table.lay_out())
     for file in write_routes(routes, out):
         console.print(str(file), soft_wrap=True)

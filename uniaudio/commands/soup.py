@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -25,7 +24,7 @@ from uniaudio.build.encoders import (
 )
 from uniaudio.config.run import RunConfig
 from uniaudio.config.trust import NO_TRUST, Trust, remember_run
-from uniaudio.console import make_console
+from uniaudio.console import make_console, make_table
 from uniaudio.errors import UserError
 from uniaudio.evaluate.probing.clip_probes import ProbeKind
 from uniaudio.evaluate.probing.held_probes import HeldScores, probe_held
@@ -33,6 +32,7 @@ from uniaudio.evaluate.probing.labelled_folder import hold_folders, keep_measura
 from uniaudio.evaluate.probing.lost_classes import UnmeasurableTaskError
 from uniaudio.evaluate.probing.task_rows import TaskRows
 from uniaudio.model.lora import merge_lora, strip_lora_name
+from uniaudio.outputs import write_json
 from uniaudio.train.checkpoint.folders import is_complete
 from uniaudio.train.checkpoint.reading import Checkpoint, describe_weights, find_difference
 from uniaudio.train.checkpoint.writing import Snapshot, save_checkpoint
@@ -330,12 +330,9 @@ def score_shares(
 
 def build_shares_table(scores: Mapping[float, Mapping[str, float]], chosen: float, probe: str) -> Table:
     """Lay out the accuracies by share."""
-    table = Table(
-        title=f"{probe} on held-out train clips, by share of the trained weights", title_justify="left"
-    )
-    table.add_column("alpha", justify="right")
-    for name in next(iter(scores.values())):
-        table.add_column(name, justify="right", overflow="fold")
+    columns = ("alpha", *next(iter(scores.values())))
+    title = f"{probe} on held-out train clips, by share of the trained weights"
+    table = make_table(title, *columns, numbers=len(columns))
     for alpha, by_set in scores.items():
         style = "bold green" if alpha == chosen else ""
         table.add_row(f"{alpha:g}", *(f"{value:.3f}" for value in by_set.values()), style=style)
@@ -365,7 +362,7 @@ def write_held_soup(
     kept = model.path.parent.parent / "decoder"
     if kept.is_dir():
         shutil.copytree(kept, out / "decoder")
-    (out / "soup.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    write_json(out / "soup.json", facts)
     assert is_complete(saved)
     if config.reads_environment:  # of a run made here; others stay somebody else's
         remember_run(out, config.collect_trust_settings(), config.trust)

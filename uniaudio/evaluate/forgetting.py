@@ -14,6 +14,9 @@ from typing import Any
 
 from rich.table import Table
 
+from uniaudio.console import format_difference, make_table
+from uniaudio.evaluate.heat_tables import Cell, HeatTable
+
 START = "start"
 POINTS = 100.0  # a point is 0.01 of a score
 UNKNOWN = "–"
@@ -169,29 +172,34 @@ def mean(values: Iterable[float | None]) -> float | None:
     return math.fsum(known) / len(known) if known else None
 
 
-def build_matrix_table(title: str, matrix: ScoreMatrix) -> Table:
-    """Lay out stages by sets: the score, and after the first row its change against ``start`` in points."""
-    table = Table(title=f"{title}: score (change from the start in points)", title_justify="left")
-    table.add_column("stage", overflow="fold")
-    for name in matrix.sets:
-        table.add_column(name, justify="right", overflow="fold")
-    for index, (stage, row, changes) in enumerate(
-        zip(matrix.stages, matrix.scores, matrix.changes(), strict=True)
-    ):
+def build_forgetting_table(name: str, matrix: ScoreMatrix) -> HeatTable:
+    """Lay out a score matrix: stages by sets, with the change against the start in points.
+
+    The shade is the change, full at 10 points; the stage that first trained on a set is framed.
+    """
+    changes = matrix.changes()
+    rows = []
+    for row, (stage, scores) in enumerate(zip(matrix.stages, matrix.scores, strict=True)):
         cells = []
-        for score, change in zip(row, changes, strict=True):
+        for column, score in enumerate(scores):
+            change = changes[row][column]
             text = UNKNOWN if score is None else f"{score:.3f}"
-            cells.append(text if index == 0 or change is None else f"{text} ({change:+z.1f})")
-        table.add_row(stage, *cells)
-    return table
+            framed = matrix.learned[column] == row
+            if row == 0 or change is None:
+                cells.append(Cell(text, framed=framed))
+            else:
+                shade = min(1.0, abs(change) / 10)
+                kind = "gain" if change > 0 else "loss"
+                cells.append(Cell(f"{text} ({format_difference(change, 1)})", shade, kind, framed))
+        rows.append((stage, cells))
+    return HeatTable(f"{name}: score (change from the start in points)", "after", matrix.sets, rows)
 
 
 def build_summary_table(summaries: Mapping[str, ForgettingSummary]) -> Table:
     """Lay out one row a matrix: the average accuracy as a score, what was lost and transferred in points."""
-    table = Table(title="forgetting and transfer (in points, except the accuracy)", title_justify="left")
-    table.add_column("scores", overflow="fold")
-    for name in ("average accuracy", "backward transfer", "forgetting"):
-        table.add_column(name, justify="right")
+    columns = ("average accuracy", "backward transfer", "forgetting")
+    title = "forgetting and transfer (in points, except the accuracy)"
+    table = make_table(title, "scores", *columns, numbers=3)
     for name, summary in summaries.items():
         accuracy = summary.average_accuracy
         moves = ((summary.backward_transfer, "+z.1f"), (summary.forgetting, "z.1f"))

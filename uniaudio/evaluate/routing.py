@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
-from matplotlib.figure import Figure
-from rich.table import Table
 
 from uniaudio.errors import UserError
+from uniaudio.evaluate.heat_maps import draw_routes
+from uniaudio.evaluate.heat_tables import Cell, HeatTable
+from uniaudio.outputs import write_json
 from uniaudio.run_records import read_metrics
-
-NUMBERED = 24  # cells of a heat map that still have room for their numbers, columns
 
 
 def read_choices(run: Path, last: float) -> dict[str, Any]:
@@ -55,66 +52,29 @@ def read_choices(run: Path, last: float) -> dict[str, Any]:
     return {"from_step": late[0]["step"], "to_step": end, "groups": groups, "values": values}
 
 
-def build_routes_tables(routes: Mapping[str, Any]) -> list[Table]:
-    """Lay out one table for every group of choices, tasks by choices."""
+def build_routing_tables(routes: Mapping[str, Any]) -> list[HeatTable]:
+    """Lay out one table for every group of choices: tasks by choices, then what is no choice."""
+    extra = sorted({name for values in routes["values"].values() for name in values})
     tables = []
     for group, tasks in routes["groups"].items():
-        table = Table(
-            title=f"{group}, steps {routes['from_step']} to {routes['to_step']}", title_justify="left"
-        )
         choices = list(dict.fromkeys(choice for shares in tasks.values() for choice in shares))
-        extra = sorted({name for choices_of in routes["values"].values() for name in choices_of})
-        table.add_column("task", overflow="fold")
-        for name in (*choices, *extra):
-            table.add_column(name, justify="right", overflow="fold")
+        highest = max((share for shares in tasks.values() for share in shares.values()), default=0.0)
+        rows = []
         for task, shares in tasks.items():
             others = routes["values"].get(task, {})
-            cells = [f"{shares.get(choice, 0.0):.2f}" for choice in choices]
-            cells += [f"{others[name]:.2f}" if name in others else "" for name in extra]
-            table.add_row(task, *cells)
-        tables.append(table)
+            cells = [
+                Cell(f"{shares.get(c, 0.0):.2f}", shares.get(c, 0.0) / max(highest, 1e-9)) for c in choices
+            ]
+            cells += [Cell(f"{others[name]:.2f}" if name in others else "") for name in extra]
+            rows.append((task, cells))
+        caption = f"{group}: mean share by task, steps {routes['from_step']} to {routes['to_step']}"
+        tables.append(HeatTable(caption, "task", [*choices, *extra], rows))
     return tables
-
-
-def draw_routes(routes: Mapping[str, Any], path: Path) -> None:
-    """Draw a heat map task by choice for every group, one below the other, into a PNG file."""
-    groups: Mapping[str, Mapping[str, Mapping[str, float]]] = routes["groups"]
-    heights = [0.45 * len(tasks) + 1.1 for tasks in groups.values()]
-    widest = max(len(shares) for tasks in groups.values() for shares in tasks.values())
-    with matplotlib.rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
-        figure = Figure(figsize=(max(5.0, 2.6 + 0.75 * widest), sum(heights)), layout="constrained")
-        axes = np.atleast_1d(figure.subplots(len(groups), 1, height_ratios=heights))
-        for place, (group, tasks) in zip(axes, groups.items(), strict=True):
-            draw_group(place, group, tasks)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
-
-
-def draw_group(axes: Any, group: str, tasks: Mapping[str, Mapping[str, float]]) -> None:
-    """Draw one heat map; white is 0, dark is the largest share of the group."""
-    choices = list(dict.fromkeys(choice for shares in tasks.values() for choice in shares))
-    shares = np.array(
-        [[task_shares.get(choice, 0.0) for choice in choices] for task_shares in tasks.values()]
-    )
-    highest = max(float(shares.max()), 1e-9)
-    axes.imshow(shares, cmap="Blues", vmin=0.0, vmax=highest, aspect="auto")
-    many = len(choices) > 4
-    axes.set_xticks(
-        range(len(choices)), choices, rotation=30 if many else 0, ha="right" if many else "center"
-    )
-    axes.set_yticks(range(len(tasks)), list(tasks))
-    axes.set_title(group, loc="left", fontweight="bold")
-    axes.tick_params(length=0)
-    if len(choices) <= NUMBERED:
-        for (row, column), share in np.ndenumerate(shares):
-            color = "white" if share > 0.6 * highest else "#333333"
-            axes.text(column, row, f"{share:.2f}", ha="center", va="center", color=color)
 
 
 def write_routes(routes: Mapping[str, Any], folder: Path) -> tuple[Path, Path]:
     """Write ``routes.json`` and ``routes.png`` and return their paths."""
     data, picture = folder / "routes.json", folder / "routes.png"
-    folder.mkdir(parents=True, exist_ok=True)
-    data.write_text(json.dumps(routes, indent=2) + "\n", encoding="utf-8")
+    write_json(data, routes)
     draw_routes(routes, picture)
     return data, picture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from uniaudio.export.hub_lm import AUDIO
 from uniaudio.export.hub_lm_config import UniaudioLMConfig
 from uniaudio.export.stock_model import SHARD, find_name, has_tied_head, make_text_config, store_compactly
 from uniaudio.model.audio_lm import AudioLM
-from uniaudio.outputs import apply_umask
+from uniaudio.outputs import apply_umask, write_json
 from uniaudio.types import SAMPLE_RATE
 
 ROOT, CONFIG, MODEL = "uniaudio.export.hub_lm", "configuration_uniaudio_lm", "modeling_uniaudio_lm"
@@ -105,4 +104,4 @@ def write_processor(folder: Path, template: str, encoder: Any, adapter: Any) -> 
         sampling_rate=SAMPLE_RATE, do_normalize=False, return_attention_mask=True
     ).save_pretrained(folder)
     values = {"processor_class": CLASSES[1], "auto_map": AUTO, "encoder": encoder, "adapter": adapter}
-    (folder / "processor_config.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    write_json(folder / "processor_config.json", values)

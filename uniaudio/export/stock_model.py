@@ -30,7 +30,7 @@ from uniaudio.export.stock_formats import StockFormat
 from uniaudio.model.adapters.stock_projectors import StockProjector
 from uniaudio.model.audio_lm import AudioLM
 from uniaudio.model.encoders.whisper import WhisperAudioEncoder
-from uniaudio.outputs import apply_umask
+from uniaudio.outputs import apply_umask, write_json
 
 SHARD = "4GB"
 SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads")  # of a decoder
@@ -160,7 +160,7 @@ def write_processor_code(processor: WindowsProcessor, folder: Path) -> None:
         "audio_token": processor.audio_token,
         "stack": processor.stack,
     }
-    (folder / "processor_config.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    write_json(folder / "processor_config.json", values)
 
 
 def find_name(module: torch.nn.Module, part: torch.nn.Module) -> str:

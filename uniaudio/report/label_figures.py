@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from uniaudio.report.heat_tables import Cell, HeatTable
+from uniaudio.evaluate.heat_tables import Cell, HeatTable
 
 CLOSED = 24  # a set whose labels are not stated has a confusion matrix with at most so many right answers
 LARGEST = 60  # and a set with stated labels with at most so many of them

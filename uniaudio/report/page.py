@@ -14,6 +14,7 @@ from markupsafe import Markup, escape
 
 from uniaudio.console import format_difference
 from uniaudio.evaluate.forgetting import ForgettingSummary
+from uniaudio.evaluate.heat_tables import HeatTable
 from uniaudio.evaluate.probing.suite_table import PROBES
 from uniaudio.report.answers import LABEL_FIGURES, AnswerRow
 from uniaudio.report.charts import (
@@ -26,7 +27,6 @@ from uniaudio.report.charts import (
 )
 from uniaudio.report.clip_players import LONGEST, Player
 from uniaudio.report.embedding_map import MOST_CLIPS, MOST_SECONDS, EmbeddingMap
-from uniaudio.report.heat_tables import HeatTable
 from uniaudio.report.label_figures import Reliability
 from uniaudio.report.probe_scores import Roles, ScoreTable
 from uniaudio.report.result_files import name_baseline

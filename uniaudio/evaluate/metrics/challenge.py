@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
+from uniaudio.console import make_table
 from uniaudio.evaluate.metrics.class_averages import CLASS_METRICS
 from uniaudio.evaluate.metrics.intervals import Array, Summed, compute_interval, make_mean
 from uniaudio.evaluate.metrics.normalization import normalize_challenge_text
@@ -106,9 +107,7 @@ def collect_challenge_scores(results: Mapping[str, Mapping[str, Any]]) -> dict[s
 
 def build_challenge_table(result: Mapping[str, Any]) -> Table:
     """Lay out what ``collect_challenge_scores`` returned."""
-    table = Table(title="xares-llm", title_justify="left")
-    for column in ("set", "metric", "score", "95 %"):
-        table.add_column(column, justify="left" if column in ("set", "metric") else "right", overflow="fold")
+    table = make_table("xares-llm", "set", "metric", "score", "95 %", numbers=2)
     for name, item in result["scores"].items():
         low, high = item["interval"]
         table.add_row(name, item["metric"], f"{item['score']:.3f}", f"[{low:.3f}, {high:.3f}]")

@@ -9,7 +9,7 @@ from typing import Any
 from rich.table import Table
 
 from uniaudio.config.model_spec import split_options
-from uniaudio.console import format_difference
+from uniaudio.console import format_difference, make_table
 from uniaudio.data.skipped_rows import Skip
 from uniaudio.evaluate.probing.lost_classes import LostClass, describe_lost_classes
 from uniaudio.evaluate.probing.placeholder_classes import describe_placeholder_classes
@@ -74,16 +74,6 @@ def build_suite_tables(result: Mapping[str, Any]) -> list[Table]:
     if len(result["tasks"]) > 1:
         tables.append(average_table(result, labels))
     return [*tables, *build_layer_tables(result, labels)] if "layers" in result else tables
-
-
-def make_table(title: str, *columns: str, numbers: int) -> Table:
-    """Return a table whose last columns hold numbers."""
-    table = Table(title=title, title_justify="left")
-    for place, column in enumerate(columns):
-        table.add_column(
-            column, justify="right" if place >= len(columns) - numbers else "left", overflow="fold"
-        )
-    return table
 
 
 def mark_whitened(result: Mapping[str, Any]) -> str:

@@ -1,14 +1,14 @@
-"""Heat maps of score matrices: what every stage gave to each set, and what it took."""
+"""Heat maps as pictures: what every stage of training gave to each set and took from it, and what an encoder chose."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 import numpy as np
-from matplotlib.colors import SymLogNorm
+from matplotlib.colors import Normalize, SymLogNorm
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
@@ -16,6 +16,7 @@ from uniaudio.evaluate.forgetting import UNKNOWN, ScoreMatrix
 
 DARK = "#2b2f36"  # a PNG has its own white paper, so its words need not read on dark paper too
 PALE = "#e3e6ea"
+NUMBERED = 24  # columns of a heat map whose cells still have room for their numbers
 FRAME = "#f58518"  # orange is seen on blue, on red and on white
 STYLE = {
     "text.color": DARK,
@@ -72,15 +73,14 @@ def draw_matrix(axes: Any, title: str, matrix: ScoreMatrix, norm: Any) -> Any:
     """Draw the heat map of one matrix and return its image; cells without a change are pale."""
     changes = np.array(matrix.changes(), dtype=float)  # None becomes nan
     colors = matplotlib.colormaps["RdBu"].with_extremes(bad=PALE)
-    image = axes.imshow(np.ma.masked_invalid(changes), cmap=colors, norm=norm, aspect="auto")
+    image = draw_heat_map(axes, title, matrix.stages, matrix.sets, changes, colors, norm)
     for (row, column), change in np.ndenumerate(changes):
         score = matrix.scores[row][column]
         text = UNKNOWN if score is None else f"{score:.3f}"
         if row and not np.isnan(change):
             text += f"\n{change:+z.1f}"
         strong = not np.isnan(change) and abs(float(norm(change)) - 0.5) > 0.28
-        color = "white" if strong else DARK
-        axes.text(column, row, text, ha="center", va="center", color=color, fontsize=8, linespacing=1.25)
+        write_cell(axes, row, column, text, strong)
     axes.set_xticks(np.arange(len(matrix.sets) + 1) - 0.5, minor=True)
     axes.set_yticks(np.arange(len(matrix.stages) + 1) - 0.5, minor=True)
     axes.grid(which="minor", color="white", linewidth=2)
@@ -89,9 +89,50 @@ def draw_matrix(axes: Any, title: str, matrix: ScoreMatrix, norm: Any) -> Any:
             corner = (column - 0.5, learned - 0.5)
             frame = Rectangle(corner, 1, 1, fill=False, edgecolor=FRAME, linewidth=2.4, zorder=3)
             axes.add_patch(frame).set_clip_on(False)
-    axes.set_xticks(range(len(matrix.sets)), matrix.sets, rotation=25, ha="right", rotation_mode="anchor")
-    axes.set_yticks(range(len(matrix.stages)), matrix.stages)
+    return image
+
+
+def draw_routes(routes: Mapping[str, Any], path: Path) -> None:
+    """Draw a heat map task by choice for every group, one below the other, into a PNG file.
+
+    White is 0, dark is the largest share of the group.
+
+    Args:
+        routes: see ``read_choices``.
+    """
+    groups: Mapping[str, Mapping[str, Mapping[str, float]]] = routes["groups"]
+    heights = [0.45 * len(tasks) + 1.1 for tasks in groups.values()]
+    widest = max(len(shares) for tasks in groups.values() for shares in tasks.values())
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(max(5.0, 2.6 + 0.75 * widest), sum(heights)), layout="constrained")
+        grid = figure.subplots(len(groups), 1, height_ratios=heights, squeeze=False)
+        for axes, (group, tasks) in zip(grid[:, 0], groups.items(), strict=True):
+            choices = list(dict.fromkeys(choice for shares in tasks.values() for choice in shares))
+            shares = np.array(
+                [[of_task.get(choice, 0.0) for choice in choices] for of_task in tasks.values()]
+            )
+            norm = Normalize(0.0, max(float(shares.max()), 1e-9))
+            draw_heat_map(axes, group, list(tasks), choices, shares, "Blues", norm)
+            for (row, column), share in np.ndenumerate(shares) if len(choices) <= NUMBERED else ():
+                write_cell(axes, row, column, f"{share:.2f}", norm(share) > 0.6)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, format="png", dpi=150)
+
+
+def draw_heat_map(
+    axes: Any, title: str, rows: Sequence[str], columns: Sequence[str], values: Any, colors: Any, norm: Any
+) -> Any:
+    """Colour the cells of ``values [rows, columns]``, name rows and columns, and return the image."""
+    image = axes.imshow(np.ma.masked_invalid(values), cmap=colors, norm=norm, aspect="auto")
+    axes.set_xticks(range(len(columns)), columns, rotation=25, ha="right", rotation_mode="anchor")
+    axes.set_yticks(range(len(rows)), rows)
     axes.set_title(title, loc="left", fontweight="bold")
     axes.tick_params(which="both", length=0)
     axes.spines[:].set_visible(False)
     return image
+
+
+def write_cell(axes: Any, row: int, column: int, text: str, on_dark: bool) -> None:
+    """Write a number into a cell."""
+    color = "white" if on_dark else DARK
+    axes.text(column, row, text, ha="center", va="center", color=color, fontsize=8, linespacing=1.25)

@@ -2,8 +2,8 @@
 
 from helpers.runs import forgetting_results
 
-from uniaudio.evaluate.forgetting import ScoreMatrix
-from uniaudio.report.heat_tables import build_forgetting_table, build_routing_tables
+from uniaudio.evaluate.forgetting import ScoreMatrix, build_forgetting_table
+from uniaudio.evaluate.routing import build_routing_tables
 
 
 def test_routes_are_shaded_against_the_largest_share():
