@@ -7,17 +7,19 @@ import importlib
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperCommand
 from typer.exceptions import TyperException
 
+from uniaudio.config.trust import Trust
 from uniaudio.console import announce
+from uniaudio.outputs import check_file_option, check_folder_option
 
 if TYPE_CHECKING:
     from uniaudio.config.run import RunConfig
-    from uniaudio.config.trust import Trust
 
 RecipeName = Annotated[str, typer.Argument(help="Recipe or run config: a path or a name.")]
 Config = Annotated[str, typer.Argument(help="Run config: a path, or a name found in configs/.")]
@@ -34,6 +36,22 @@ Resume = Annotated[
     str | None,
     typer.Option(
         help="Continue the run in output_dir; 'auto': continue it, or start it if there is no checkpoint."
+    ),
+]
+JsonFile = Annotated[
+    Path | None, typer.Option("-o", "--out", help="JSON file to write.", callback=check_file_option)
+]
+ResultFolder = Annotated[
+    Path | None,
+    typer.Option("-o", "--out", help="Folder to write; default: RUN.", callback=check_folder_option),
+]
+NewRunFolder = Annotated[
+    Path, typer.Option("-o", "--out", help="New run folder to write.", callback=check_folder_option)
+]
+MaxExamples = Annotated[
+    int | None,
+    typer.Option(
+        help="Largest number of rows of each set; default: as in recipe or config, else all.", min=1
     ),
 ]
 TrustRemoteCode = Annotated[

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from uniaudio.cli_panels.arguments import RecipeName, slow_imports
+from uniaudio.cli_panels.arguments import JsonFile, RecipeName, slow_imports
 from uniaudio.errors import UserError
 from uniaudio.extras import require_package
 from uniaudio.outputs import check_file_option, check_folder_option
@@ -26,9 +26,7 @@ def data_stats(
         int | None, typer.Option(help="Number of steps for which to count epochs; needs a run config.", min=1)
     ] = None,
     rows: Annotated[int, typer.Option(help="Rows to read from every source.", min=1)] = 2000,
-    out: Annotated[
-        Path | None, typer.Option("-o", "--out", help="JSON file to write.", callback=check_file_option)
-    ] = None,
+    out: JsonFile = None,
     plot: Annotated[
         Path | None, typer.Option(help="PNG file for a histogram of lengths.", callback=check_file_option)
     ] = None,

@@ -7,7 +7,16 @@ from typing import Annotated
 
 import typer
 
-from uniaudio.cli_panels.arguments import MODEL_HELP, AllowCode, TrustRemoteCode, slow_imports
+from uniaudio.cli_panels.arguments import (
+    MODEL_HELP,
+    AllowCode,
+    JsonFile,
+    MaxExamples,
+    ResultFolder,
+    TrustRemoteCode,
+    slow_imports,
+)
+from uniaudio.config.trust import Trust
 from uniaudio.errors import UserError
 from uniaudio.extras import require_package
 from uniaudio.outputs import check_file_option, check_folder_option
@@ -47,9 +56,7 @@ def probe(
         ),
     ] = False,
     layers: Annotated[bool, typer.Option(help="Also probe every hidden state.")] = False,
-    out: Annotated[
-        Path | None, typer.Option("-o", "--out", help="JSON file to write.", callback=check_file_option)
-    ] = None,
+    out: JsonFile = None,
     seeds: Annotated[int, typer.Option(help="Probe seeds.", min=1)] = 3,
     references: Annotated[
         bool,
@@ -69,7 +76,6 @@ def probe(
     """
     with slow_imports():
         from uniaudio.commands.probe import run_probe
-        from uniaudio.config.trust import Trust
 
     trust = Trust(trust_remote_code, allow_code)
     run_probe(models, data or [], suite, protocol, out, seeds, layers, trust, references, whiten)
@@ -81,15 +87,8 @@ def evaluate(
     recipe: Annotated[
         str | None, typer.Argument(help="Recipe with the evaluation sets; default: that of the last stage.")
     ] = None,
-    out: Annotated[
-        Path | None, typer.Option("-o", "--out", help="JSON file to write.", callback=check_file_option)
-    ] = None,
-    max_examples: Annotated[
-        int | None,
-        typer.Option(
-            help="Largest number of rows of each set; default: as in recipe or config, else all.", min=1
-        ),
-    ] = None,
+    out: JsonFile = None,
+    max_examples: MaxExamples = None,
     answers: Annotated[
         Path | None,
         typer.Option(
@@ -113,7 +112,6 @@ def evaluate(
     """
     with slow_imports():
         from uniaudio.commands.evaluate import run_evaluation
-        from uniaudio.config.trust import Trust
 
     trust = Trust(trust_remote_code, allow_code)
     run_evaluation(model, recipe, out, max_examples, protocol, labels, batch_seconds, trust, answers=answers)
@@ -160,10 +158,7 @@ def report(
 @app.command(rich_help_panel=PANEL, epilog="Example: uniaudio routes runs/mowe --last 0.25")
 def routes(
     run: Annotated[Path, typer.Argument(help="Run folder.")],
-    out: Annotated[
-        Path | None,
-        typer.Option("-o", "--out", help="Folder to write; default: RUN.", callback=check_folder_option),
-    ] = None,
+    out: ResultFolder = None,
     last: Annotated[
         float,
         typer.Option(help="Share of the steps to include, from the end of the run.", min=0.01, max=1),
@@ -200,16 +195,8 @@ def forgetting(
     answers: Annotated[
         bool, typer.Option(help="Also evaluate answers on the evaluation sets of all stages.")
     ] = True,
-    max_examples: Annotated[
-        int | None,
-        typer.Option(
-            help="Largest number of rows of each set; default: as in recipe or config, else all.", min=1
-        ),
-    ] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option("-o", "--out", help="Folder to write; default: RUN.", callback=check_folder_option),
-    ] = None,
+    max_examples: MaxExamples = None,
+    out: ResultFolder = None,
     seeds: Annotated[int, typer.Option(help="Probe seeds.", min=1)] = 3,
     trust_remote_code: TrustRemoteCode = False,
     allow_code: AllowCode = False,
@@ -223,7 +210,6 @@ def forgetting(
     require_package("matplotlib", "uniaudio forgetting")
     with slow_imports():
         from uniaudio.commands.forgetting import measure_forgetting
-        from uniaudio.config.trust import Trust
 
     trust = Trust(trust_remote_code, allow_code)
     measure_forgetting(run, data or [], out, learned or [], answers, max_examples, seeds, trust)
@@ -255,7 +241,6 @@ def check_encoder(
     with slow_imports():
         from uniaudio.commands.check_encoder import check_encoder as check
         from uniaudio.commands.check_encoder import list_families
-        from uniaudio.config.trust import Trust
 
     if families:
         list_families()

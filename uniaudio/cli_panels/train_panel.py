@@ -13,12 +13,14 @@ from uniaudio.cli_panels.arguments import (
     AllowCode,
     CommandWithOverrides,
     Config,
+    NewRunFolder,
     Overrides,
     Resume,
     TrustRemoteCode,
     open_config,
     slow_imports,
 )
+from uniaudio.config.trust import Trust
 from uniaudio.errors import UserError
 from uniaudio.extras import require_package
 from uniaudio.outputs import check_folder_option
@@ -60,8 +62,6 @@ def train(
                 from uniaudio.host_watch import watch_other_hosts
 
             stack.enter_context(watch_other_hosts())  # before what may fail on one machine alone
-        from uniaudio.config.trust import Trust
-
         check_resume_option(resume)
         overrides, trust = overrides or [], Trust(trust_remote_code, allow_code)
         run = open_config(config, overrides, trust)
@@ -114,7 +114,6 @@ def launch(
     Prints: as `uniaudio train`, and ends with its exit code (75: stopped early, use --resume).
     """
     from uniaudio.commands.launch import Machines, launch_training
-    from uniaudio.config.trust import Trust
 
     check_resume_option(resume)
     run = open_config(config, overrides or [], Trust(trust_remote_code, allow_code))
@@ -145,8 +144,6 @@ def check(
     Writes: nothing.
     Prints: model sizes, rows that cannot be used, warnings, the cost of a step. Exit code 2: the run would fail.
     """
-    from uniaudio.config.trust import Trust
-
     run = open_config(config, overrides or [], Trust(trust_remote_code, allow_code))
     with slow_imports():
         from uniaudio.commands.check import check_run
@@ -184,8 +181,6 @@ def plan(
     Writes: nothing.
     Prints: GiB by part and engine, the effect of activation checkpointing, FLOPs and hours of every stage.
     """
-    from uniaudio.config.trust import Trust
-
     run = open_config(config, overrides or [], Trust(trust_remote_code))
     with slow_imports():
         from uniaudio.checks.first_rows import QUESTION, AverageClip
@@ -202,9 +197,7 @@ def plan(
 )
 def soup(
     models: Annotated[list[str], typer.Argument(help="One run to interpolate, or several to average.")],
-    out: Annotated[
-        Path, typer.Option("-o", "--out", help="New run folder to write.", callback=check_folder_option)
-    ],
+    out: NewRunFolder,
     start: Annotated[
         str | None,
         typer.Option(
@@ -233,8 +226,6 @@ def soup(
     """
     with slow_imports():
         from uniaudio.commands.soup import GRID, make_soup
-        from uniaudio.config.trust import Trust
-
     if probe not in ("linear", "mlp", "knn"):
         raise UserError(f"--probe {probe}: give linear, mlp or knn")
     alphas = GRID if alpha is None else (alpha,)
@@ -258,9 +249,7 @@ def numbers(text: str | None) -> list[float] | None:
 def add_task(
     run: Annotated[Path, typer.Argument(help="Run folder whose last stage is finished.")],
     recipe: Annotated[str, typer.Argument(help="Recipe of the new task: a path or a name.")],
-    out: Annotated[
-        Path, typer.Option("-o", "--out", help="New run folder to write.", callback=check_folder_option)
-    ],
+    out: NewRunFolder,
     steps: Annotated[
         int | None, typer.Option(help="Number of steps; default: as in the last stage.", min=1)
     ] = None,
@@ -311,8 +300,6 @@ def tune_batch(
     Writes: nothing.
     Prints: each budget.audio_seconds tried with its peak memory, and the overrides to train with.
     """
-    from uniaudio.config.trust import Trust
-
     overrides, trust = overrides or [], Trust(trust_remote_code, allow_code)
     open_config(config, overrides, trust)
     with slow_imports():

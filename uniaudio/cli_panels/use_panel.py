@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from uniaudio.cli_panels.arguments import AllowCode, Model, TrustRemoteCode, slow_imports
+from uniaudio.config.trust import Trust
 from uniaudio.extras import require_package
 from uniaudio.outputs import check_file_option, check_folder_option
 
@@ -37,7 +38,6 @@ def ask(
     """
     with slow_imports():
         from uniaudio.commands.ask import answer_file_question
-        from uniaudio.config.trust import Trust
 
     typer.echo(answer_file_question(model, clip, text, max_new_tokens, Trust(trust_remote_code, allow_code)))
 
@@ -61,7 +61,6 @@ def embed(
     """
     with slow_imports():
         from uniaudio.commands.embed import embed_files
-        from uniaudio.config.trust import Trust
 
     embed_files(model, clips, out, frames, Trust(trust_remote_code, allow_code))
 
@@ -99,7 +98,6 @@ def export(
     """
     with slow_imports():
         from uniaudio.commands.export import export_checkpoint
-        from uniaudio.config.trust import Trust
 
     export_checkpoint(model, out, to, push_to_hub, Trust(trust_remote_code, allow_code), decoder)
 
@@ -124,7 +122,6 @@ def serve(
     require_package("gradio", "uniaudio serve")
     with slow_imports():
         from uniaudio.commands.serve import serve as open_page
-        from uniaudio.config.trust import Trust
         from uniaudio.serve.limits import Limits
 
     limits = Limits(max_seconds, max_mib, timeout)
