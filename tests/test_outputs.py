@@ -21,7 +21,13 @@ from uniaudio.commands import tune_batch
 from uniaudio.config.decoder import MiniatureConfig
 from uniaudio.config.run_files import load_run
 from uniaudio.errors import UserError
-from uniaudio.outputs import apply_umask, check_output_file, check_output_folder, remove_on_failure
+from uniaudio.outputs import (
+    apply_umask,
+    check_output_file,
+    check_output_folder,
+    remove_on_failure,
+    require_new_folder,
+)
 from uniaudio.tiny import text_lm
 from uniaudio.tiny.run_assets import ensure_parts
 from uniaudio.train.run_lock import hold_run_folder
@@ -214,3 +220,12 @@ def test_what_a_failed_command_wrote_is_removed_and_nothing_else(tmp_path, is_th
     with remove_on_failure(folder):
         folder.mkdir(exist_ok=True)
     assert folder.exists()
+
+
+def test_a_folder_that_is_to_be_new_may_be_empty_but_hold_nothing(tmp_path):
+    require_new_folder(tmp_path, "--out")
+    require_new_folder(tmp_path / "missing", "--out")
+    (tmp_path / "a.txt").touch()
+    for taken in (tmp_path, tmp_path / "a.txt"):
+        with pytest.raises(UserError, match=f"{taken} is not empty; give --out a new folder"):
+            require_new_folder(taken, "--out")

@@ -81,6 +81,11 @@ def make_table(title: str, *columns: str, numbers: int = 0) -> Table:
     return table
 
 
+def print_warning(sentence: str, console: Console) -> None:
+    """Print a sentence about something that may be wrong."""
+    console.print(sentence, style="yellow", soft_wrap=True)
+
+
 def announce(sentence: str) -> None:
     """Say on stderr what is being waited for, on the main process of a launch; libraries show no bars from then on."""
     hide_library_bars()
@@ -92,7 +97,7 @@ def announce(sentence: str) -> None:
 def warn_once(sentence: str) -> None:
     """Print a warning on stderr, on the main process of a launch, unless this process has printed it before."""
     if is_main_rank():
-        make_console(stderr=True).print(sentence, style="yellow", soft_wrap=True)
+        print_warning(sentence, make_console(stderr=True))
 
 
 def format_number(value: float) -> str:

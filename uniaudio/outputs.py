@@ -61,6 +61,19 @@ def check_output_file(file: Path, where: str) -> Path:
     return file
 
 
+def require_new_folder(folder: Path, where: str) -> None:
+    """Refuse a place where something is.
+
+    Args:
+        where: as for ``check_output_folder``.
+
+    Raises:
+        UserError: when the folder is not empty or is a file.
+    """
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
+        raise UserError(f"{folder} is not empty; give {where} a new folder")
+
+
 def write_json(path: Path, data: Any) -> None:
     """Write plain values as a JSON file, in a folder that need not exist yet."""
     path.parent.mkdir(parents=True, exist_ok=True)

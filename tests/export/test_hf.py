@@ -24,7 +24,7 @@ from uniaudio.config.encoders import EncoderConfig
 from uniaudio.config.fusion import FusionConfig
 from uniaudio.data.audio import decode
 from uniaudio.errors import UserError
-from uniaudio.export.hf import make_noise, require_new_folder, verify_hf, write_hf
+from uniaudio.export.hf import make_noise, verify_hf, write_hf
 from uniaudio.model.encoders.ast import AstAudioEncoder
 from uniaudio.model.encoders.base import AudioEncoder
 from uniaudio.model.encoders.registry import load_audio_encoder
@@ -379,14 +379,10 @@ class SomebodysEncoder(AudioEncoder):
     """Not code of this package."""
 
 
-def test_code_of_others_is_refused_and_so_is_a_full_folder(tmp_path):
+def test_code_of_others_is_refused(tmp_path):
     with pytest.raises(UserError, match="SomebodysEncoder"):
         write_hf(SomebodysEncoder(), tmp_path / "out", {})
     assert not (tmp_path / "out").exists()
-    (tmp_path / "full").mkdir()
-    (tmp_path / "full" / "a.txt").touch()
-    with pytest.raises(UserError, match="not empty"):
-        require_new_folder(tmp_path / "full")
 
 
 @pytest.mark.realdata

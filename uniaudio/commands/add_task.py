@@ -17,7 +17,7 @@ from uniaudio.config.run import RunConfig
 from uniaudio.config.run_files import load_run, load_stored_run
 from uniaudio.config.search_paths import make_portable_name
 from uniaudio.config.stages import Stage
-from uniaudio.config.strict_yaml import dump_yaml
+from uniaudio.config.strict_yaml import write_yaml
 from uniaudio.config.trust import remember_run
 from uniaudio.data.labels import OPEN
 from uniaudio.data.recipe import load_recipe
@@ -112,7 +112,7 @@ def write_recipe(recipe: str, out: Path, replay: float, old: Sequence[str], conf
     data |= {"recipe": name}
     data["replay"] += [{"recipe": each, "share": replay / len(olds)} for each in olds]
     path = out / f"{name}.yaml"
-    path.write_text(dump_yaml(data), encoding="utf-8")
+    write_yaml(path, data)
     load_recipe(str(path))
     return str(path)
 

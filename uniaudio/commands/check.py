@@ -39,7 +39,7 @@ from uniaudio.checks.stages import (
 from uniaudio.commands.evaluate import SHORTEST_WINDOW
 from uniaudio.config.run import RunConfig
 from uniaudio.config.stages import Stage
-from uniaudio.console import WorkProgress, make_console, make_table
+from uniaudio.console import WorkProgress, make_console, make_table, print_warning
 from uniaudio.data.prompt_tokens import ChatFormat
 from uniaudio.data.recipe import Recipe
 from uniaudio.data.recipe_entries import RecipeEntry
@@ -64,7 +64,7 @@ def check_run(config: RunConfig, console: Console | None = None) -> None:
     console = console or make_console()
     check_output_folder(Path(config.output_dir), "output_dir")
     for note in (*describe_unreached_stages(config), *describe_unusable_cache(config)):
-        print_problem(note, console)
+        print_warning(note, console)
     encoders: list[PretrainedConfig] = []
     decoder: SketchedDecoder | None = None
     encoders_are_known = False
@@ -85,7 +85,7 @@ def check_run(config: RunConfig, console: Console | None = None) -> None:
         parts = check_all_names(config, read_decoder_config(config) if decoder is None else decoder.config)
         if parts is not None and config.decoder.kind != "whisper":
             print_adapter_size(config, parts, console)
-    check_guarded_sets(config, lambda note: print_problem(note, console))
+    check_guarded_sets(config, lambda note: print_warning(note, console))
     with keep_sources_open():
         check_rows(config, encoders, decoder, console)
     console.print(
@@ -115,7 +115,7 @@ def check_rows(
         console.print(build_pairing_table(stage, recipe, pairings, evaluated))
         for pairing in [*pairings, *evaluated]:
             for note in pairing.notes:
-                print_problem(f"{pairing.name}, split {pairing.split}: {note}", console)
+                print_warning(f"{pairing.name}, split {pairing.split}: {note}", console)
         refuse_undecodable_sets(config, stage, recipe, pairings)
         check_budget(config, stage, pairings)
         if decoder is not None and decoder.format is not None:
@@ -126,7 +126,7 @@ def check_rows(
                 longest,
                 max(SHORTEST_WINDOW, config.data.max_seconds or 0.0),
             ):
-                print_problem(note, console)
+                print_warning(note, console)
         check_all_rows(config, stage, recipe, console, decoder.format if decoder is not None else None)
         console.print(describe_step_cost(config, stage, encoders, recipe, pairings, decoder))
 
@@ -161,14 +161,9 @@ def check_all_rows(
     console.print(build_rows_table(stage.name, [findings[id(entry)] for entry in entries]))
     longest, data = config.find_longest_clip(stage), config.data
     for problem in describe_problems(recipe, findings, longest, what, data.pool, data.streams):
-        print_problem(problem, console)
+        print_warning(problem, console)
     for entry in recipe.train:
         refuse_many_unusable(findings[id(entry)], config.data.max_skipped_share)
-
-
-def print_problem(text: str, console: Console) -> None:
-    """Print a sentence about something that may be wrong."""
-    console.print(text, style="yellow", soft_wrap=True)
 
 
 def check_all_names(config: RunConfig, architecture: PretrainedConfig) -> nn.Module | None:
@@ -203,10 +198,8 @@ def print_adapter_size(config: RunConfig, parts: nn.Module, console: Console) ->
     )
     console.print(f"adapter {config.adapter.kind}: {size:,} parameters")
     if size > encoder_size:
-        console.print(
-            f"the adapter has more parameters than all encoders ({encoder_size:,}); set a smaller adapter.hidden",
-            style="yellow",
-        )
+        more = f"the adapter has more parameters than all encoders ({encoder_size:,})"
+        print_warning(f"{more}; set a smaller adapter.hidden", console)
 
 
 @contextmanager
@@ -215,7 +208,7 @@ def note_unreachable_hub(console: Console) -> Iterator[None]:
     try:
         yield
     except HubUnreachableError as problem:
-        console.print(f"not checked before the run starts: {problem}", style="yellow")
+        print_warning(f"not checked before the run starts: {problem}", console)
 
 
 def check_encoder_sizes(config: RunConfig, console: Console) -> list[PretrainedConfig]:
@@ -242,7 +235,7 @@ def check_encoder_sizes(config: RunConfig, console: Console) -> list[PretrainedC
     for text in describe_cache_sizes(sketch, config):
         console.print(text)
     for text in describe_cached_crops(sketch, config):
-        print_problem(text, console)
+        print_warning(text, console)
     if any(is_run(part.path) for part in config.encoders.values()):
         return []
     folders = [fetch_model_config(part.path, part.revision) for part in config.encoders.values()]
@@ -264,12 +257,12 @@ def report_encoders_with_code(config: RunConfig, console: Console) -> None:
     if not any(":" in settings.kind for settings in config.encoders.values()):
         return
     if not config.trust.code:
-        print_problem(
+        print_warning(
             "your own classes are tested on noise when the run starts, or here with --allow-code", console
         )
         return
     for warning in check_imported_encoders(config, choose_device()):
-        print_problem(warning, console)
+        print_warning(warning, console)
     console.print(
         "your own classes, tested on noise: widths, numbers of frames, values and gradients are as stated"
     )

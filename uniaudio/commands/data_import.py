@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -12,7 +13,7 @@ from rich.console import Console
 
 from uniaudio.commands.data_stats import measure_entry
 from uniaudio.config.nearest import suggest_name
-from uniaudio.config.strict_yaml import dump_yaml
+from uniaudio.config.strict_yaml import write_yaml
 from uniaudio.console import make_console
 from uniaudio.data.importers.base import (
     KINDS,
@@ -30,7 +31,7 @@ from uniaudio.data.sources.base import Row
 from uniaudio.data.sources.paths import TARS, expand_places, is_remote, join_place
 from uniaudio.data.sources.source_kinds import open_source
 from uniaudio.errors import RowError, UserError, escape_text
-from uniaudio.outputs import remove_on_failure
+from uniaudio.outputs import remove_on_failure, require_new_folder
 
 LOOKED_AT = 500  # rows of a split of which lengths and answers are shown
 MOST_LABELS = 60  # different answers that are still a set of labels
@@ -62,8 +63,7 @@ def import_data(
         raise UserError(
             f"there is no importer '{kind}'{suggest_name(kind, KINDS)}; known: {', '.join(KINDS)}"
         )
-    if out.exists() and any(out.iterdir()):
-        raise UserError(f"{out} is not empty; give --out a new folder")
+    require_new_folder(out, "--out")
     if turns not in TURNS:
         raise UserError(f"--turns {turns}: give last or all")
     source = source.expanduser()
@@ -100,15 +100,15 @@ def write_import(data: ImportedData, out: Path, name: str) -> Recipe:
         write_manifest(file, rows, skipped)
     data.notes += list_skipped_counts(skipped, "rows")
     for card, content in data.cards.items():
-        write_record(out / "datasets" / f"{card}.yaml", content)
+        write_yaml(out / "datasets" / f"{card}.yaml", content)
     for template, content in data.templates.items():
-        write_record(out / f"{template}.yaml", content)
+        write_yaml(out / f"{template}.yaml", content)
     recipe: dict[str, Any] = {"recipe": name, "train": data.train, "evaluate": data.evaluate}
     recipe_file = out / f"{name}.yaml"
     if recipe_file.exists():  # a template of this name: names of files are those of their records
         recipe_file = out / f"{name}_recipe.yaml"
         recipe["recipe"] = recipe_file.stem
-    write_record(recipe_file, recipe | ({"mix": data.mix} if data.mix else {}))
+    write_yaml(recipe_file, recipe | ({"mix": data.mix} if data.mix else {}))
     return load_recipe(str(recipe_file))
 
 
@@ -138,11 +138,6 @@ def has_undecoded_text(value: Any) -> bool:
     if isinstance(value, Mapping):
         return any(map(has_undecoded_text, (*value, *value.values())))
     return isinstance(value, list | tuple) and any(map(has_undecoded_text, value))
-
-
-def write_record(path: Path, content: dict[str, Any]) -> None:
-    """Write a card, template or recipe."""
-    path.write_text(dump_yaml(content), encoding="utf-8")
 
 
 def show_import(recipe: Recipe, data: ImportedData, out: Path, console: Console) -> None:
@@ -197,13 +192,14 @@ def describe_split(entry: Entry | EvalEntry, data: ImportedData, out: Path) -> l
     stated = data.cards[card.name].get("hours")
     if hours is not None and stated is None and isinstance(entry, Entry) and stats.rows:
         data.cards[card.name]["hours"] = max(0.0001, float(f"{hours:.4g}"))
-        write_record(out / "datasets" / f"{card.name}.yaml", data.cards[card.name])
+        write_yaml(out / "datasets" / f"{card.name}.yaml", data.cards[card.name])
     about = "about " if stats.estimated else ""
     length = "" if hours is None or not stats.rows else f", {about}{hours:.2f} h"
     lines = [f"{rows}{length}, {stats.unusable} of {stats.looked_at} inspected rows cannot be used"]
     columns: dict[str, None] = {}
     answers: Counter[str] = Counter()
-    for row in read_first_rows(as_trained):
+    rows_seen = (row for row in open_source(card, entry.split).rows() if isinstance(row, Row))
+    for row in islice(rows_seen, LOOKED_AT):
         columns |= dict.fromkeys(map(str, row.columns))
         try:
             answers.update([as_trained.render_question(row, entry.templates[0]).answer])
@@ -216,14 +212,3 @@ def describe_split(entry: Entry | EvalEntry, data: ImportedData, out: Path) -> l
     elif answers:
         lines.append(f"answers such as: {next(iter(answers))[:80]}")
     return lines + stats.notes
-
-
-def read_first_rows(entry: Entry) -> list[Row]:
-    """Return the first rows of a split that can be read."""
-    rows: list[Row] = []
-    for row in open_source(entry.dataset, entry.split).rows():
-        if isinstance(row, Row):
-            rows.append(row)
-        if len(rows) == LOOKED_AT:
-            break
-    return rows

@@ -20,7 +20,7 @@ from rich.console import Console
 from uniaudio.build.recipe_of_run import open_recipe
 from uniaudio.config.base_files import read_layers
 from uniaudio.config.search_paths import make_portable_name
-from uniaudio.config.strict_yaml import dump_yaml
+from uniaudio.config.strict_yaml import write_yaml
 from uniaudio.console import WorkProgress, make_console
 from uniaudio.data.card import DatasetCard
 from uniaudio.data.field_values import Classes, ClassIndex, FirstOf
@@ -33,6 +33,7 @@ from uniaudio.data.skipped_rows import Skip
 from uniaudio.data.sources.base import Row, decode_clips
 from uniaudio.data.sources.source_kinds import open_source
 from uniaudio.errors import RowError, UserError, convert_to_row_error, escape_text
+from uniaudio.outputs import require_new_folder
 from uniaudio.types import SAMPLE_RATE
 from uniaudio.units import SECONDS_PER_HOUR
 
@@ -80,8 +81,7 @@ def pack_recipe(
     """
     console = console or make_console()
     recipe = open_recipe(name).recipe
-    if out.exists() and any(out.iterdir()):
-        raise UserError(f"{out} is not empty; give --out a new folder")
+    require_new_folder(out, "--out")
     wanted: dict[str, tuple[DatasetCard, list[str]]] = {}
     for entry in (*recipe.train, *recipe.evaluate):
         card, splits = wanted.setdefault(entry.dataset.name, (entry.dataset, []))
@@ -262,7 +262,7 @@ def write_packed_card(
             n: text for n, text in data.get("columns", {}).items() if n not in (*card.audio, card.each)
         },
     }
-    (out / "datasets" / f"{card.name}.yaml").write_text(dump_yaml(data), encoding="utf-8")
+    write_yaml(out / "datasets" / f"{card.name}.yaml", data)
 
 
 def write_packed_recipe(recipe: Recipe, out: Path) -> None:
@@ -295,4 +295,4 @@ def write_packed_recipe(recipe: Recipe, out: Path) -> None:
         "train": [line(entry) for entry in recipe.train],
         "evaluate": [line(entry) for entry in recipe.evaluate],
     }
-    (out / f"{recipe.name}.yaml").write_text(dump_yaml(data), encoding="utf-8")
+    write_yaml(out / f"{recipe.name}.yaml", data)

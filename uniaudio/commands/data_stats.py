@@ -17,7 +17,7 @@ from uniaudio.build.recipe_of_run import open_recipe
 from uniaudio.checks.odd_clips import decode_some_clips
 from uniaudio.config.path_variables import leave_unset_variables
 from uniaudio.config.run import RunConfig
-from uniaudio.console import make_console, make_table
+from uniaudio.console import make_console, make_table, print_warning
 from uniaudio.data.batching import compute_audio_cost
 from uniaudio.data.long_clips import LongClips, list_piece_spans, list_training_pieces, read_row_seconds
 from uniaudio.data.recipe import Recipe
@@ -258,7 +258,7 @@ def show_stats(
     console.print(build_stats_table(recipe.name, stats, steps))
     for entry_stats in stats:
         for note in entry_stats.notes:
-            console.print(f"{entry_stats.name}: {note}", style="yellow")
+            print_warning(f"{entry_stats.name}: {note}", console)
     if out is not None:
         write_json(out, [asdict(one) for one in stats])
     if plot is not None:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from uniaudio.build.embedder import load_embedder
 from uniaudio.config.trust import NO_TRUST, Trust
-from uniaudio.console import WorkProgress, make_console
+from uniaudio.console import WorkProgress, make_console, print_warning
 from uniaudio.data.audio import ADVICE, decode
 from uniaudio.errors import RowError, UserError
 from uniaudio.evaluate.embedding import MAX_CLIP_SECONDS
@@ -40,9 +40,9 @@ def embed_files(spec: str, files: Sequence[Path], out: Path, frames: bool, trust
             used.append(str(file))
         except RowError as problem:
             refusals.append(problem)
-            console.print(f"{file} is skipped: {problem}", style="yellow")
+            print_warning(f"{file} is skipped: {problem}", console)
         for kind in dict.fromkeys(notices):
-            console.print(f"{file}: {kind}: {ADVICE[kind]}", style="yellow")
+            print_warning(f"{file}: {kind}: {ADVICE[kind]}", console)
     if not clips:
         raise UserError(f"none of {len(files)} file(s) can be used; the first: {refusals[0]}")
     embedder = load_embedder(spec, trust=trust)
@@ -62,7 +62,7 @@ def embed_files(spec: str, files: Sequence[Path], out: Path, frames: bool, trust
     vectors = np.concatenate(means)
     kept = list_finite_rows(vectors, spec)
     for name in sorted({*used} - {used[number] for number in kept}):
-        console.print(f"{name} is skipped: its embedding is not finite (NaN or infinite)", style="yellow")
+        print_warning(f"{name} is skipped: its embedding is not finite (NaN or infinite)", console)
     arrays: dict[str, Any] = {
         "files": np.array([used[number] for number in kept]),
         "embeddings": vectors[kept],

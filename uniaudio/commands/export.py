@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import shlex
 from collections.abc import Callable, Mapping
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from uniaudio.extras import require_package
 from uniaudio.hub_client import check_login, push_folder
 from uniaudio.model.encoders.base import AudioEncoder
 from uniaudio.model.lora import merge_lora
-from uniaudio.outputs import remove_on_failure
+from uniaudio.outputs import remove_on_failure, require_new_folder
 
 MIB = 2**20
 SUITE_CLASS = "UniaudioEncoder"
@@ -62,12 +63,10 @@ def export_checkpoint(
         UserError: before anything is loaded: an unknown target, a folder that is not empty, a missing package, no
             login; and when the encoder cannot be exported so.
     """
-    from uniaudio.export.hf import require_new_folder
-
     model = parse_model_spec(spec)
     check_request(model.path, to, push_to_hub, decoder)
     check_model(spec, trust)
-    require_new_folder(out)
+    require_new_folder(out, "DIR")
     if push_to_hub is not None:
         check_login(push_to_hub)
     place, whole = push_to_hub or str(out), to in MODEL_TARGETS
@@ -165,19 +164,10 @@ def to_hf(encoder: AudioEncoder, out: Path, facts: Mapping[str, Any], place: str
     return f'AutoModel.from_pretrained("{place}", trust_remote_code=True)'
 
 
-def to_suite(suite: str) -> Callable[[AudioEncoder, Path, Mapping[str, Any], str], str]:
-    """Return the writer of a benchmark suite."""
-
-    def write(encoder: AudioEncoder, out: Path, facts: Mapping[str, Any], place: str) -> str:
-        from uniaudio.export.hf import verify_hf, write_hf
-        from uniaudio.export.model_card import write_card
-
-        write_hf(encoder, out / SUITE_FOLDER, facts)
-        write_card(out / SUITE_FOLDER, encoder, facts, str(out / SUITE_FOLDER))
-        verify_hf(encoder, out / SUITE_FOLDER)
-        return suite_command(suite, write_suite_file(out, suite))
-
-    return write
+def to_suite(suite: str, encoder: AudioEncoder, out: Path, facts: Mapping[str, Any], place: str) -> str:
+    """Write the entry of a benchmark suite; return the command line that runs it."""
+    to_hf(encoder, out / SUITE_FOLDER, facts, str(out / SUITE_FOLDER))
+    return suite_command(suite, write_suite_file(out, suite))
 
 
 def suite_command(suite: str, file: Path) -> str:
@@ -212,7 +202,7 @@ def to_onnx(encoder: AudioEncoder, out: Path, facts: Mapping[str, Any], place: s
 
 WRITERS: Mapping[str, Callable[[AudioEncoder, Path, Mapping[str, Any], str], str]] = {
     "hf": to_hf,
-    **{suite: to_suite(suite) for suite in SUITES},
+    **{suite: partial(to_suite, suite) for suite in SUITES},
     "onnx": to_onnx,
 }
 

@@ -17,7 +17,7 @@ from uniaudio.config.nearest import suggest_name
 from uniaudio.config.run import RunConfig
 from uniaudio.config.run_files import load_stored_run
 from uniaudio.config.trust import NO_TRUST, Trust
-from uniaudio.console import make_console
+from uniaudio.console import make_console, print_warning
 from uniaudio.data.recipe import Recipe
 from uniaudio.data.recipe_entries import EvalEntry
 from uniaudio.data.sources.source_kinds import keep_sources_open
@@ -80,17 +80,16 @@ def measure_forgetting(
         check_evaluation_sets(recipe)
     stages = {name_row(config.stages[index].name): path for index, path in sorted(ends.items())}
     for complaint in complaints:
-        console.print(complaint, style="yellow", soft_wrap=True)
+        print_warning(complaint, console)
     folders = parse_folders(data)
     if not data and config.guard is not None:
         folders = {name: Path(folder) for name, folder in config.guard.sets.items()}
     first = find_first_trained(config, recipes, stages, learned, folders)
     if unknown := [name for name in folders if name not in first]:
-        console.print(
+        print_warning(
             f"no stage trains on a dataset called {' or '.join(unknown)}: these sets count as known "
             "at the start; if a stage does train on one of them, give --learned NAME=STAGE",
-            style="yellow",
-            soft_wrap=True,
+            console,
         )
     sets = hold_probed_sets(folders, answers, console)
     matrices: dict[str, ScoreMatrix] = {}
@@ -112,11 +111,11 @@ def hold_probed_sets(folders: Mapping[str, Path], answers: bool, console: Consol
         UserError: see ``hold_folders``; where answers are measured, too, sets with too few rows are no reason.
     """
     try:
-        return hold_folders(folders, lambda text: console.print(text, style="yellow", soft_wrap=True))
+        return hold_folders(folders, lambda text: print_warning(text, console))
     except UnmeasurableTaskError as problem:
         if not answers:
             raise
-        console.print(f"nothing is probed: {problem}", style="yellow", soft_wrap=True)
+        print_warning(f"nothing is probed: {problem}", console)
         return []
 
 
@@ -138,7 +137,7 @@ def probe_rows(
         rows[name] = measured.scores
         unscored = [f"{one} cannot be scored: {reason}" for one, reason in measured.unscored.items()]
         for sentence in (*measured.notes, *unscored):
-            console.print(f"{name}: {sentence}", style="yellow", soft_wrap=True)
+            print_warning(f"{name}: {sentence}", console)
         del encoder  # freed before the next one is loaded
     return rows
 

@@ -20,7 +20,7 @@ from typing import Any
 from uniaudio.config.nearest import suggest_name
 from uniaudio.config.run import RunConfig
 from uniaudio.config.search_paths import find_shipped_root
-from uniaudio.config.strict_yaml import dump_yaml, load_yaml
+from uniaudio.config.strict_yaml import load_yaml, write_yaml
 from uniaudio.console import announce
 from uniaudio.errors import UserError, convert_to_user_error
 from uniaudio.extras import require_package
@@ -166,7 +166,7 @@ def write_launch_file(
         processes = max(of_all // in_file, 1) if is_users else max(gpus, 1)
     elif 0 < gpus < processes and not settings.get("use_cpu"):
         raise UserError(f"-n {processes}: every process needs a GPU, and this machine has {gpus}")
-    file.write_text(dump_yaml({**settings, **machines.make_settings(processes)}), encoding="utf-8")
+    write_yaml(file, {**settings, **machines.make_settings(processes)})
     # the launcher reads the rendezvous from its options alone
     options = ["--config_file", str(file), "--rdzv_backend", machines.rendezvous]
     return [*options, *(["--rdzv_conf", NO_EXPIRY] if machines.rendezvous == "c10d" else [])]

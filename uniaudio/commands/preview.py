@@ -15,7 +15,7 @@ from rich.text import Text
 from transformers import AutoTokenizer
 
 from uniaudio.build.recipe_of_run import OpenedRecipe, open_recipe
-from uniaudio.console import make_console
+from uniaudio.console import make_console, print_warning
 from uniaudio.data.chat_markup import TRANSCRIPT, ChatMarkup
 from uniaudio.data.long_clips import list_piece_spans, list_training_pieces
 from uniaudio.data.prompt_tokens import ChatFormat
@@ -85,7 +85,7 @@ def show_row(
         except RowError as problem:
             key = row.key if isinstance(row, Row) else problem.key
             last = f"{entry.name}, row {escape_text(key)}: {problem}"
-            console.print(f"skipped: {last}", style="yellow")
+            print_warning(f"skipped: {last}", console)
             continue
         for template, (prompt, answer) in examples:
             task_note = f"  {template.task}" if len(entry.templates) > 1 else ""
@@ -162,19 +162,14 @@ def open_recipe_and_format(
     if tokenizer is not None:
         markup = read_markup(opened.checkpoint) if decoder is None and opened.checkpoint is not None else None
         if markup is None and CLOCK in str(tokenizer.chat_template):
-            console.print(
-                "the chat template inserts today's date; a run keeps the date of its start (preview RUN shows it)",
-                style="yellow",
-            )
+            now = "the chat template inserts today's date"
+            print_warning(f"{now}; a run keeps the date of its start (preview RUN shows it)", console)
         start = TRANSCRIPT if settings is not None and settings.kind == "whisper" else None
         return opened, ChatFormat(tokenizer, start, markup=markup)
     pieces = list_text_pieces(collect_recipe_texts(opened.recipe, limit=200))
     reason = f", because that of {chosen} cannot be read on this machine" if chosen else ""
-    console.print(
-        f"token counts are those of a small tokenizer trained on this recipe's texts{reason}; name another with "
-        "--decoder",
-        style="yellow",
-    )
+    small = f"token counts are those of a small tokenizer trained on this recipe's texts{reason}"
+    print_warning(f"{small}; name another with --decoder", console)
     return opened, ChatFormat(train_tokenizer(pieces, SMALL_VOCABULARY))
 
 

@@ -17,7 +17,7 @@ from rich.text import Text
 from uniaudio.build.model import LoadedModel, load_model, load_stage_recipes
 from uniaudio.config.run import RunConfig
 from uniaudio.config.trust import NO_TRUST, Trust
-from uniaudio.console import make_console
+from uniaudio.console import make_console, print_warning
 from uniaudio.errors import UserError
 from uniaudio.serve.answering import Reply, answer_upload
 from uniaudio.serve.limits import Limits
@@ -38,11 +38,8 @@ def serve(checkpoint: str, host: str, port: int, limits: Limits, trust: Trust = 
     console = make_console()
     with bind(host, port) as listener, tempfile.TemporaryDirectory(prefix="uniaudio-serve-") as uploads:
         if not is_local_address(host):
-            console.print(
-                f"other machines can reach the page through {host} without a password; anyone who "
-                "can reach it can use the model",
-                style="yellow",
-            )
+            open_to_all = f"other machines can reach the page through {host} without a password"
+            print_warning(f"{open_to_all}; anyone who can reach it can use the model", console)
         with console.status(Text(f"loading {checkpoint}")):
             loaded = load_model(checkpoint, trust=trust)
             tasks = find_tasks(loaded.config, console)
@@ -111,5 +108,5 @@ def find_tasks(config: RunConfig, console: Console) -> list[TrainedTask]:
     try:
         return list_tasks(load_stage_recipes(config))
     except UserError as problem:
-        console.print(f"the questions used in training cannot be listed: {problem}", style="yellow")
+        print_warning(f"the questions used in training cannot be listed: {problem}", console)
         return []

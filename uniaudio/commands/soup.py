@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,7 +25,7 @@ from uniaudio.build.encoders import (
 )
 from uniaudio.config.run import RunConfig
 from uniaudio.config.trust import NO_TRUST, Trust, remember_run
-from uniaudio.console import make_console, make_table
+from uniaudio.console import make_console, make_table, print_warning
 from uniaudio.errors import UserError
 from uniaudio.evaluate.probing.clip_probes import ProbeKind
 from uniaudio.evaluate.probing.held_probes import HeldScores, probe_held
@@ -106,10 +107,7 @@ def make_soup(
         UserError: when the models do not fit together, or nothing can choose between several shares.
     """
     console = make_console()
-
-    def note(sentence: str) -> None:
-        console.print(sentence, style="yellow", soft_wrap=True)
-
+    note = partial(print_warning, console=console)
     refuse_filled_folder(out)
     refuse_unused_options(len(specs), start, weights, alphas, data)
     opened = [open_checkpoint_or_explain(spec) for spec in specs]
@@ -343,28 +341,20 @@ def write_soup(
     out: Path, model: Checkpoint, config: RunConfig, mixed: Tensors, facts: Mapping[str, Any]
 ) -> Path:
     """Write a run folder with one checkpoint, from which probes, questions and exports go as from any run."""
+    state = {**model.state, "soup": facts}
+    tensors = {name: tensor.contiguous() for name, tensor in mixed.items()}
+    snapshot = Snapshot(model.state["step"], state, model=tensors)
     with hold_run_folder(out):
         refuse_filled_folder(out)
-        return write_held_soup(out, model, config, mixed, facts)
-
-
-def write_held_soup(
-    out: Path, model: Checkpoint, config: RunConfig, mixed: Tensors, facts: Mapping[str, Any]
-) -> Path:
-    """Write the folder of ``write_soup``, whose lock is held."""
-    state = {**model.state, "soup": facts}
-    saved = save_checkpoint(
-        out,
-        Snapshot(model.state["step"], state, model={name: t.contiguous() for name, t in mixed.items()}),
-        config.model_copy(update={"output_dir": str(out)}),
-        model.bases,
-    )
-    kept = model.path.parent.parent / "decoder"
-    if kept.is_dir():
-        shutil.copytree(kept, out / "decoder")
-    write_json(out / "soup.json", facts)
-    assert is_complete(saved)
-    if config.reads_environment:  # of a run made here; others stay somebody else's
-        remember_run(out, config.collect_trust_settings(), config.trust)
-    load_encoder(str(out), torch.device("cpu"), config.trust)  # what was written can be read
+        saved = save_checkpoint(
+            out, snapshot, config.model_copy(update={"output_dir": str(out)}), model.bases
+        )
+        kept = model.path.parent.parent / "decoder"
+        if kept.is_dir():
+            shutil.copytree(kept, out / "decoder")
+        write_json(out / "soup.json", facts)
+        assert is_complete(saved)
+        if config.reads_environment:  # of a run made here; others stay somebody else's
+            remember_run(out, config.collect_trust_settings(), config.trust)
+        load_encoder(str(out), torch.device("cpu"), config.trust)  # what was written can be read
     return saved

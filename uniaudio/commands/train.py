@@ -44,7 +44,7 @@ from uniaudio.commands.evaluate import (
 )
 from uniaudio.config.run import RunConfig
 from uniaudio.config.trust import remember_run
-from uniaudio.console import make_console
+from uniaudio.console import make_console, print_warning
 from uniaudio.data.eval_examples import EvalSamples
 from uniaudio.data.prompt_tokens import ChatFormat
 from uniaudio.data.recipe import Recipe
@@ -170,7 +170,7 @@ def train_in_held_folder(
         warnings.append(advice)
     if is_main():
         for warning in warnings:
-            make_console(stderr=True).print(warning, style="yellow", soft_wrap=True)
+            print_warning(warning, make_console(stderr=True))
     check_later_stages(config, recipes, accelerator, stage)
     models = RunModels(config, recipes, sets, accelerator, continued, checkpoint)
     if config.train.evaluate_every is not None:
@@ -276,7 +276,7 @@ class RunModels:
         refuse_useless_caches(config, TrainableParameters.of(loaded.model).usual)
         if is_main() and not continued:
             for note in describe_cached_crops(loaded.model.encoder, config):
-                make_console().print(note, style="yellow", soft_wrap=True)
+                print_warning(note, make_console())
         check_stage_names(config, ParameterNames.of(loaded.model))
         self.reference: dict[str, Any] | None = None
         if config.guard is not None and not continued:

@@ -17,7 +17,7 @@ from uniaudio.config.evaluation import EvaluateConfig
 from uniaudio.config.fusion import ONE_IS_ENOUGH, FusionConfig
 from uniaudio.config.records import Seed, Strict
 from uniaudio.config.stages import GuardConfig, Stage
-from uniaudio.config.strict_yaml import dump_yaml
+from uniaudio.config.strict_yaml import write_yaml
 from uniaudio.config.training import TrainConfig
 from uniaudio.config.trust import NO_TRUST, Trust, require_code, require_remote_code
 from uniaudio.config.usual_names import RUN_NAMES, UsualNames
@@ -190,7 +190,7 @@ class RunConfig(Strict):
 
     def save(self, path: Path) -> None:
         """Write the resolved config as YAML."""
-        path.write_text(dump_yaml(self.resolve_values()), encoding="utf-8")
+        write_yaml(path, self.resolve_values())
 
 
 def replace_texts(value: Any, texts: Mapping[str, str]) -> Any:

@@ -177,6 +177,11 @@ def dump_yaml(data: Any) -> str:
     return yaml.dump(data, Dumper=PlainDumper, sort_keys=False, allow_unicode=True, width=100)
 
 
+def write_yaml(path: Path, data: Any) -> None:
+    """Write plain values to a file, as ``dump_yaml``."""
+    path.write_text(dump_yaml(data), encoding="utf-8")
+
+
 def dump_inline_yaml(data: Any, width: int = 100) -> str:
     """Write plain values in one pair of brackets, on lines of about ``width`` columns."""
     text = yaml.dump(

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from uniaudio.config.strict_yaml import dump_yaml
+from uniaudio.config.strict_yaml import write_yaml
 from uniaudio.errors import UserError
 from uniaudio.tiny.checkpoints import save_miniature_whisper
 from uniaudio.train.lock_file import LOCK
@@ -59,7 +59,7 @@ def write_files(out: Path, corpus: Mapping[str, Path], quick: bool) -> Path:
     recipe = out / "recipe" / "demo.yaml"
     write_demo_recipe(recipe, corpus)
     config = out / CONFIG
-    config.write_text(dump_yaml(run_config(out, whisper, recipe, quick)), encoding="utf-8")
+    write_yaml(config, run_config(out, whisper, recipe, quick))
     return config
 
 
@@ -74,14 +74,14 @@ def write_demo_recipe(recipe: Path, corpus: Mapping[str, Path]) -> None:
             "license": "CC0-1.0",
             "splits": {split: {"keep": f"split == '{split}'"} for split in ("train", "test")},
         }
-        (cards / f"demo_{name}.yaml").write_text(dump_yaml(card), encoding="utf-8")
+        write_yaml(cards / f"demo_{name}.yaml", card)
     pairs = {name: {"dataset": f"demo_{name}", "template": TASKS[name][0]} for name in corpus}
     data = {
         "recipe": recipe.stem,
         "train": [{**pair, "weight": TASKS[name][1]} for name, pair in pairs.items()],
         "evaluate": list(pairs.values()),
     }
-    recipe.write_text(dump_yaml(data), encoding="utf-8")
+    write_yaml(recipe, data)
 
 
 def run_config(out: Path, whisper: Path, recipe: Path, quick: bool) -> dict[str, Any]:

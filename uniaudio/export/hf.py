@@ -14,7 +14,6 @@ from transformers import AutoModel, Wav2Vec2FeatureExtractor, WhisperFeatureExtr
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from uniaudio import __version__
-from uniaudio.errors import UserError
 from uniaudio.export.describe import describe_encoder, find_parts
 from uniaudio.export.hub_config import UniaudioConfig
 from uniaudio.export.source_code import flatten_modules, flatten_name
@@ -149,13 +148,3 @@ def verify_hf(encoder: AudioEncoder, folder: Path) -> None:
     for row, expected in enumerate(encoder(audio).frames.rows()):
         if not torch.equal(output.last_hidden_state[row, : len(expected)], expected):
             raise RuntimeError(f"{folder}: the frames of the exported model differ from those of the encoder")
-
-
-def require_new_folder(folder: Path) -> None:
-    """Refuse a place where something is.
-
-    Raises:
-        UserError: when the folder is not empty or is a file.
-    """
-    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
-        raise UserError(f"{folder} exists and is not empty; name a new folder")

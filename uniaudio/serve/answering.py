@@ -13,7 +13,7 @@ from uniaudio.build.model import LoadedModel
 from uniaudio.data.collate import collate_prompts
 from uniaudio.data.jinja import Wording
 from uniaudio.errors import RowError, UserError
-from uniaudio.evaluate.generation.generated_answers import answer_samples, split_question
+from uniaudio.evaluate.generation.generated_answers import answer_all, split_question
 from uniaudio.evaluate.metrics.classification import compute_probabilities
 from uniaudio.ragged import Ragged
 from uniaudio.serve.limits import Limits, decode_upload, limit_time
@@ -56,7 +56,7 @@ def answer_upload(
     pieces = cut_question(question, task)
     samples = decode_upload(data, limits)
     with limit_time(limits.timeout, loaded.model):
-        answer = answer_samples(loaded.model, loaded.format, samples, pieces, limits.max_new_tokens)
+        (answer,) = answer_all(loaded.model, loaded.format, [samples], [pieces], limits.max_new_tokens)
         labels = score_labels(loaded, samples, pieces, task) if task and task.labels else {}
     return Reply(answer, labels, draw_spectrogram(samples))
 

@@ -69,8 +69,7 @@ def answer_question(
     model: AudioLM, format: ChatFormat, clip: AudioInput, text: str, max_new_tokens: int
 ) -> str:
     """Answer a question about a clip; an answer that is cut says so."""
-    pieces = split_question(text)
-    return answer_samples(model, format, read_clip(clip), pieces, max_new_tokens)
+    return answer_all(model, format, [read_clip(clip)], [split_question(text)], max_new_tokens)[0]
 
 
 def split_question(text: str) -> tuple[str, ...]:
@@ -83,17 +82,6 @@ def split_question(text: str) -> tuple[str, ...]:
     if len(pieces) != 2:
         raise UserError(f"the question contains {len(pieces) - 1} {AUDIO} marks for one clip")
     return pieces
-
-
-def answer_samples(
-    model: AudioLM,
-    format: ChatFormat,
-    samples: NDArray[np.int16],
-    pieces: tuple[str, ...],
-    max_new_tokens: int,
-) -> str:
-    """Answer one question about one clip, see ``answer_all``."""
-    return answer_all(model, format, [samples], [pieces], max_new_tokens)[0]
 
 
 def answer_all(
