@@ -17,7 +17,7 @@ from uniaudio.report.clip_players import SoundBudget
 from uniaudio.report.embedding_map import EmbeddingMap, Spot
 from uniaudio.report.page import ReportPage, write_page
 from uniaudio.report.run_folder import compute_cost, read_run
-from uniaudio.report.wrong_answers import WrongAnswer, WrongAnswers
+from uniaudio.report.wrong_answers import WrongAnswers
 
 pytestmark = pytest.mark.skipif(find_chromium() is None, reason="no Chromium is installed")
 
@@ -94,7 +94,8 @@ def page_with_clips(tmp_path_factory):
     run = read_run(write_run(folder / "run", ["t"], steps=40), "run")
     clip = SoundBudget().add_player("clip", (8000 * np.sin(np.arange(32000) / 6)).astype(np.int16))
     spots = [Spot((i % 20) / 20, i / 400, i % 24, f"clips/test/{i}") for i in range(400)]
-    wrong = WrongAnswers([WrongAnswer("clips/test/1", "low", "high", "high", 0.7, [clip])], 9)
+    answer = {"id": "clips/test/1", "reference": "low", "answer": "high", "label": "high", "confidence": 0.7}
+    wrong = WrongAnswers([(answer, [clip])], 9)
     content = ReportPage(
         "clips",
         [run],

@@ -13,7 +13,7 @@ def results_of(*right):
 
 def test_twelve_wrong_answers_are_shown_at_equal_distances():
     chosen = choose_wrong_answers({"run": results_of(*[True] * 2, *[False] * 36)}, {}, None, [])
-    assert [answer.id for answer in chosen["set"].shown] == [str(2 + 3 * i) for i in range(12)]
+    assert [answer["id"] for answer, _ in chosen["set"].shown] == [str(2 + 3 * i) for i in range(12)]
     assert chosen["set"].count == 36
 
 
@@ -24,7 +24,7 @@ def test_all_of_a_few_are_shown_and_the_heading_names_one_of_several_runs():
         "third": results_of(False),
     }
     chosen = choose_wrong_answers(answers, {}, None, [])
-    assert {heading: [a.id for a in wrong.shown] for heading, wrong in chosen.items()} == {
+    assert {heading: [a["id"] for a, _ in wrong.shown] for heading, wrong in chosen.items()} == {
         "first: set": ["0", "2"],
         "third: set": ["0"],
     }

@@ -14,10 +14,8 @@ from uniaudio.build.recipe_of_run import open_recipe
 from uniaudio.console import make_console, make_table
 from uniaudio.data.loader import make_loader
 from uniaudio.data.mixture import Mixture
-from uniaudio.data.prompt_tokens import ChatFormat
 from uniaudio.data.recipe import Recipe
-from uniaudio.tiny.recipe_texts import collect_recipe_texts, list_text_pieces
-from uniaudio.tiny.text_lm import train_tokenizer
+from uniaudio.tiny.text_lm import make_small_format
 from uniaudio.types import SAMPLE_RATE
 from uniaudio.units import MAXRSS_UNIT
 
@@ -62,11 +60,10 @@ def measure_loading(mixture: Mixture, tasks: tuple[str, ...], workers: int, seco
 def bench_mixture(recipe: Recipe, budget: float, streams: int) -> Mixture:
     """Mix a recipe for a model that takes 12.5 tokens a second, with a tokenizer of the recipe's own texts."""
     recipe, sources = recipe.open_training_entries()
-    pieces = list_text_pieces(collect_recipe_texts(recipe, limit=200))
     return Mixture(
         recipe=recipe,
         sources=sources,
-        format=ChatFormat(train_tokenizer(pieces, 512)),
+        format=make_small_format(recipe),
         count_slots=lambda samples: max(1, round(samples / SAMPLE_RATE * TOKENS_PER_SECOND)),
         seed=0,
         audio_seconds=budget,

@@ -24,12 +24,10 @@ from uniaudio.data.sources.base import IndexedSource, Row, Source
 from uniaudio.data.template import Template
 from uniaudio.errors import RowError, UserError, convert_to_user_error, escape_text
 from uniaudio.hub_client import convert_hub_errors
-from uniaudio.tiny.recipe_texts import collect_recipe_texts, list_text_pieces
-from uniaudio.tiny.text_lm import train_tokenizer
+from uniaudio.tiny.text_lm import make_small_format
 from uniaudio.train.checkpoint.integrity import BASES
 
 DEFAULT_DECODER = "Qwen/Qwen3-0.6B"
-SMALL_VOCABULARY = 512
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 CLOCK = "strftime_now"  # a chat template's function of the day
 TRIES = 20  # rows of an entry that are tried for one example
@@ -166,11 +164,10 @@ def open_recipe_and_format(
             print_warning(f"{now}; a run keeps the date of its start (preview RUN shows it)", console)
         start = TRANSCRIPT if settings is not None and settings.kind == "whisper" else None
         return opened, ChatFormat(tokenizer, start, markup=markup)
-    pieces = list_text_pieces(collect_recipe_texts(opened.recipe, limit=200))
     reason = f", because that of {chosen} cannot be read on this machine" if chosen else ""
     small = f"token counts are those of a small tokenizer trained on this recipe's texts{reason}"
     print_warning(f"{small}; name another with --decoder", console)
-    return opened, ChatFormat(train_tokenizer(pieces, SMALL_VOCABULARY))
+    return opened, make_small_format(opened.recipe)
 
 
 def has_tokenizer(path: str, revision: str | None) -> bool:

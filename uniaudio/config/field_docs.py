@@ -5,13 +5,14 @@ from __future__ import annotations
 import ast
 import inspect
 import textwrap
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
-from typing import Any, get_args, get_origin
+
+from pydantic import BaseModel
 
 from uniaudio.config.records import Strict
+from uniaudio.config.validation_errors import iterate_inner_records
 
 READ_BY = "Read by: "
 
@@ -46,7 +47,7 @@ def list_declared_fields(record: type[Strict]) -> dict[str, FieldText | None]:
     return {name: text for name, text in texts.items() if name in record.model_fields}
 
 
-def document_record(record: type[Strict]) -> FieldText:
+def document_record(record: type[BaseModel]) -> FieldText:
     """Return the documentation of a record; the commands are those of the nearest record it derives from that says."""
     text = parse_text(record.__doc__ or "")
     commands = (parse_text(parent.__doc__ or "").read_by for parent in list_lineage(record))
@@ -73,19 +74,9 @@ def document_fields(record: type[Strict]) -> dict[str, FieldText]:
     return texts
 
 
-def list_lineage(record: type[Strict]) -> list[type[Strict]]:
+def list_lineage(record: type[BaseModel]) -> list[type[Strict]]:
     """Return a record and the records it derives from, itself first."""
     return [parent for parent in record.__mro__ if issubclass(parent, Strict) and parent is not Strict]
-
-
-def iterate_inner_records(annotation: Any, place: str) -> Iterator[tuple[type[Strict], str]]:
-    """Yield the records inside a type with their place: ``place``, ``place[]`` in lists, ``place.NAME`` in mappings."""
-    if isinstance(annotation, type) and issubclass(annotation, Strict):
-        yield annotation, place
-    origin = get_origin(annotation)
-    inside = {tuple: f"{place}[]", list: f"{place}[]", dict: f"{place}.NAME"}.get(origin, place)
-    for part in get_args(annotation):
-        yield from iterate_inner_records(part, inside)
 
 
 def find_record_places(root: type[Strict]) -> dict[type[Strict], list[str]]:
@@ -95,7 +86,7 @@ def find_record_places(root: type[Strict]) -> dict[type[Strict], list[str]]:
     """
     places: dict[type[Strict], list[str]] = {}
 
-    def visit(record: type[Strict], place: str) -> None:
+    def visit(record: type[BaseModel], place: str) -> None:
         for each in reversed(list_lineage(record)):
             known = places.setdefault(each, [])
             if place not in known:

@@ -201,20 +201,23 @@ def list_key_places(kind: type[BaseModel]) -> list[str]:
     return list(dict.fromkeys(iterate_keys(kind, "")))
 
 
-def iterate_keys(annotation: Any, place: str) -> Iterator[str]:
-    """Yield the keys inside a type that stands at ``place``."""
-    if get_origin(annotation) is dict:
-        yield from iterate_keys(get_args(annotation)[1], f"{place}.NAME")
-    elif get_origin(annotation) in (list, tuple):
-        yield from iterate_keys(get_args(annotation)[0], f"{place}[]")
-    elif isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        for name, field in annotation.model_fields.items():
-            key = f"{place}.{name}".lstrip(".")
-            yield key
-            yield from iterate_keys(field.annotation, key)
-    else:
-        for part in get_args(annotation):
-            yield from iterate_keys(part, place)
+def iterate_keys(record: type[BaseModel], place: str) -> Iterator[str]:
+    """Yield the keys of a record that stands at ``place``, and those inside them."""
+    for name, field in record.model_fields.items():
+        key = f"{place}.{name}".lstrip(".")
+        yield key
+        for inner, inner_place in iterate_inner_records(field.annotation, key):
+            yield from iterate_keys(inner, inner_place)
+
+
+def iterate_inner_records(annotation: Any, place: str) -> Iterator[tuple[type[BaseModel], str]]:
+    """Yield the records inside a type with their place: ``place``, ``place[]`` in lists, ``place.NAME`` in mappings."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation, place
+    origin = get_origin(annotation)
+    inside = {tuple: f"{place}[]", list: f"{place}[]", dict: f"{place}.NAME"}.get(origin, place)
+    for part in get_args(annotation):
+        yield from iterate_inner_records(part, inside)
 
 
 def list_keys_called(kind: type[BaseModel], name: str) -> list[str]:

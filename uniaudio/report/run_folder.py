@@ -42,6 +42,12 @@ class RunRecord:
         return max((int(row.get("step", 0)) for row in (*self.rows, *self.events)), default=0)
 
     @property
+    def drawn(self) -> Mapping[str, int]:
+        """Rows drawn by source up to the last checkpoint that says so."""
+        saved = [event["drawn"] for event in self.events if event["event"] == "saved" and "drawn" in event]
+        return saved[-1] if saved else {}
+
+    @property
     def is_finished(self) -> bool:
         return has_reached_end([*self.rows, *self.events])
 
@@ -169,7 +175,6 @@ def compute_cost(run: RunRecord) -> Cost:
     audio, wall = (sum(row.get(key, 0.0) for row in run.rows) for key in ("audio_seconds", "seconds"))
     waits = [row["data_wait_share"] for row in run.rows if "data_wait_share" in row]
     memory = [row["memory_gib"] for row in run.rows if "memory_gib" in row]
-    drawn = [event["drawn"] for event in run.events if event["event"] == "saved" and "drawn" in event]
     return Cost(
         steps=run.last_step,
         audio_hours=audio / 3600 if run.rows else None,
@@ -178,7 +183,7 @@ def compute_cost(run: RunRecord) -> Cost:
         audio_rate=audio / wall if wall else None,
         data_wait=sum(waits) / len(waits) if waits else None,
         memory_gib=max(memory, default=None),
-        rows_drawn=sum(drawn[-1].values()) if drawn else None,
+        rows_drawn=sum(run.drawn.values()) if run.drawn else None,
         rows_skipped=sum(sum(reasons.values()) for reasons in run.skipped.values()),
         steps_left_out=sum(event["event"] == "left_out" for event in run.events),
     )

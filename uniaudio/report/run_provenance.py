@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import platform
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -40,11 +41,9 @@ def collect_data_facts(recipes: Sequence[Recipe], runs: Sequence[RunRecord]) -> 
     """Tell of every dataset that the recipes train on or ask."""
     trained = {entry.dataset.name: entry.dataset for recipe in recipes for entry in recipe.train}
     evaluated = {entry.dataset.name: entry.dataset for recipe in recipes for entry in recipe.evaluate}
-    drawn: dict[str, int] = {}
+    drawn = Counter[str]()
     for run in runs:
-        saved = [event["drawn"] for event in run.events if event["event"] == "saved" and "drawn" in event]
-        for name, rows in (saved[-1] if saved else {}).items():
-            drawn[name] = drawn.get(name, 0) + rows
+        drawn.update(run.drawn)
     facts = []
     for name, card in {**trained, **evaluated}.items():
         used = [
@@ -66,10 +65,9 @@ def collect_data_facts(recipes: Sequence[Recipe], runs: Sequence[RunRecord]) -> 
 
 def describe_skips(source: str, runs: Sequence[RunRecord]) -> str:
     """Say how many rows of a source were skipped, by reason."""
-    counts: dict[str, int] = {}
+    counts = Counter[str]()
     for run in runs:
-        for reason, rows in run.skipped.get(source, {}).items():
-            counts[reason] = counts.get(reason, 0) + rows
+        counts.update(run.skipped.get(source, {}))
     return ", ".join(f"{rows} {reason}" for reason, rows in counts.items()) or "0"
 
 

@@ -17,22 +17,10 @@ MOST_PLAYABLE = 120  # of all sets together
 
 
 @dataclass(frozen=True)
-class WrongAnswer:
-    """One answer that was not right; ``label`` is what label scoring would have said, with its confidence."""
-
-    id: str
-    reference: str
-    answer: str
-    label: str | None
-    confidence: float | None
-    players: Sequence[Player]
-
-
-@dataclass(frozen=True)
 class WrongAnswers:
-    """Some of the wrong answers to a set, of ``count`` in all."""
+    """Some of the wrong answers to a set, as they are stored, each with its clips; ``count`` is that of all."""
 
-    shown: Sequence[WrongAnswer]
+    shown: Sequence[tuple[Mapping[str, Any], Sequence[Player]]]
     count: int
 
 
@@ -59,7 +47,7 @@ def choose_wrong_answers(
             if sounds is not None and name in entries:
                 ids = [str(item["id"]) for item in items[:playable]]
                 players = make_players(entries[name], ids, sounds, notes)
-            shown = [build_wrong_answer(item, players.get(str(item["id"]), ())) for item in items]
+            shown = [(item, players.get(str(item["id"]), ())) for item in items]
             chosen[head_set(answers, run, name)] = WrongAnswers(shown, len(wrong))
     return chosen
 
@@ -67,19 +55,6 @@ def choose_wrong_answers(
 def head_set(answers: AnswersByModel, run: str, name: str) -> str:
     """Return the heading of a run's results on a set, which names the run where there are several."""
     return f"{run}: {name}" if len(answers) > 1 else name
-
-
-def build_wrong_answer(item: Mapping[str, Any], players: Sequence[Player]) -> WrongAnswer:
-    """Return a stored answer with its clips."""
-    confidence = item.get("confidence")
-    return WrongAnswer(
-        id=str(item["id"]),
-        reference=str(item["reference"]),
-        answer=str(item["answer"]),
-        label=None if item.get("label") is None else str(item["label"]),
-        confidence=None if confidence is None else float(confidence),
-        players=players,
-    )
 
 
 def make_players(

@@ -24,7 +24,7 @@ from uniaudio.errors import RowError, UserError
 from uniaudio.outputs import apply_umask, check_output_folder
 from uniaudio.tiny.curriculum import Curriculum
 from uniaudio.tiny.pretrain import Progress, fit, measure_reading_accuracy, use_one_thread
-from uniaudio.tiny.recipe_texts import RecipeText, collect_recipe_texts
+from uniaudio.tiny.recipe_texts import RecipeText, collect_recipe_texts, list_text_pieces
 
 TRAINING_VERSION = 3  # part of the cache key: raise it when the training below changes
 
@@ -34,6 +34,7 @@ END_OF_TEXT = "<|endoftext|>"
 TURN_START = "<|im_start|>"
 TURN_END = "<|im_end|>"
 
+SMALL_VOCABULARY = 512  # of the tokenizer that stands for a decoder's where token counts are estimated
 SMALLEST_VOCABULARY = 256 + 3  # all bytes and the three special tokens
 
 # Qwen's pre-tokenization: contractions, words with their leading space, single digits, punctuation, white
@@ -92,6 +93,12 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenize
     )
 
 
+def make_small_format(recipe: Recipe) -> ChatFormat:
+    """Return the prompts of a small tokenizer trained on texts of a recipe: for counts of tokens without a decoder."""
+    pieces = list_text_pieces(collect_recipe_texts(recipe, limit=200))
+    return ChatFormat(train_tokenizer(pieces, SMALL_VOCABULARY))
+
+
 def make_qwen_config(settings: MiniatureConfig, vocabulary: int, end: int, pad: int) -> Qwen3Config:
     """Return the architecture of a miniature decoder."""
     return Qwen3Config(
@@ -144,10 +151,7 @@ def train_text_lm(
     """
     require_texts(texts)
     extra = read_extra_texts(settings)
-    tokenizer = train_tokenizer(
-        [*(piece for text in texts for piece in text.pieces), *(text.answer for text in texts), *extra],
-        settings.vocabulary,
-    )
+    tokenizer = train_tokenizer([*list_text_pieces(texts), *extra], settings.vocabulary)
     format = ChatFormat(tokenizer)
     texts = [text for text in texts if can_encode(format, text.pieces, text.answer)]
     extra = [line for line in extra if can_encode(format, (), line)]
