@@ -19,7 +19,7 @@ from uniaudio.build.encoders import open_device
 from uniaudio.config.trust import NO_TRUST, Trust
 from uniaudio.data.clips_from_python import AudioInput, Waveform, is_single_clip, iterate_clips, read_samples
 from uniaudio.errors import UserError, convert_to_user_error, require_number
-from uniaudio.evaluate.embedding import embed_clips, encode_clips
+from uniaudio.evaluate.embedding import encode_clips
 from uniaudio.model.encoders.base import AudioEncoder, find_device
 from uniaudio.model.encoders.chunking import convert_to_float
 from uniaudio.model.lora import merge_lora
@@ -239,12 +239,13 @@ class Embedder(nn.Module):
             require_number("batch_size", batch_size)
         require_number("batch_seconds", batch_seconds, is_whole=False)
         is_single = is_single_clip(clips)
-        work = embed_clips if pool == "mean" else encode_clips
         results: list[NDArray[np.float32]] = []
         named = [("clip", clips)] if is_single else iterate_clips(clips)
         for waves in read_in_groups(named, sampling_rate, READ_AHEAD * batch_seconds):
             with self._one_at_a_time:
-                results += list(work(self.encoder, waves, batch_seconds, layer, batch_size))
+                results += encode_clips(
+                    self.encoder, waves, batch_seconds, layer, batch_size, pooled=pool == "mean"
+                )
         if is_single:
             return results[0]
         if pool == "none":

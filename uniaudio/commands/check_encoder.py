@@ -51,6 +51,7 @@ def show_findings(findings: list[Finding], name: str, console: Console | None = 
 
 def list_support(encoder: AudioEncoder) -> list[tuple[str, str]]:
     """Return what can be done with an encoder, as pairs of name and answer."""
+    has_graph = type(encoder).forward_padded is not AudioEncoder.forward_padded
     rows = [
         ("execution", describe_execution(encoder)),
         (
@@ -60,10 +61,7 @@ def list_support(encoder: AudioEncoder) -> list[tuple[str, str]]:
         ("masks of the spectrogram (SpecAugment)", "yes" if encoder.takes_masks else "no"),
         ("activation checkpointing (recompute)", "yes" if encoder.can_recompute() else "no"),
         ("train.compile", "its layers" if "layer" in vars(encoder) else "no"),
-        (
-            "one graph for padded clips (make_padded of an export)",
-            "yes" if has_padded_forward(encoder) else "no",
-        ),
+        ("one graph for padded clips (make_padded of an export)", "yes" if has_graph else "no"),
         ("layer decay", describe_layers(encoder)),
     ]
     answers = {
@@ -78,11 +76,6 @@ def list_support(encoder: AudioEncoder) -> list[tuple[str, str]]:
         except UserError as problem:
             rows.append((name, f"no: {problem}"))
     return rows
-
-
-def has_padded_forward(encoder: AudioEncoder) -> bool:
-    """Return whether an encoder has a graph for padded clips."""
-    return type(encoder).forward_padded is not AudioEncoder.forward_padded
 
 
 def describe_execution(encoder: AudioEncoder) -> str:

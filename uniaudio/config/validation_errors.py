@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from itertools import takewhile
 from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
@@ -133,12 +134,8 @@ def write_hint(key: str, place: str, usual: UsualNames) -> str:
 
 def count_common_parts(key: str, place: str) -> int:
     """Return how many parts of two dotted keys agree, counted from the first."""
-    count = 0
-    for ours, theirs in zip(key.split("."), place.split("."), strict=False):
-        if ours != theirs:
-            break
-        count += 1
-    return count
+    pairs = zip(key.split("."), place.split("."), strict=False)
+    return len(list(takewhile(lambda pair: pair[0] == pair[1], pairs)))
 
 
 def find_key(kind: type[BaseModel], error: Any, data: Any) -> tuple[list[int | str], list[type[BaseModel]]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -40,41 +40,15 @@ def encode_clips(
     batch_seconds: float = 60.0,
     layer: int | None = None,
     batch_size: int | None = None,
+    pooled: bool = False,
 ) -> list[NDArray[np.float32]]:
-    """Return the frames ``[A_i, E]`` of every clip, in the order of the clips, see ``embed_clips``."""
-    rows = encode_in_batches(encoder, clips, batch_seconds, layer, batch_size, lambda frames: frames.rows())
-    return [frames.cpu().numpy() for frames in rows]
-
-
-@torch.no_grad()
-def embed_clips(
-    encoder: AudioEncoder,
-    clips: Sequence[Samples],
-    batch_seconds: float = 60.0,
-    layer: int | None = None,
-    batch_size: int | None = None,
-) -> NDArray[np.float32]:
-    """Return the mean frame of every clip: ``[C, E]`` float32, in the order of the clips.
+    """Return the frames ``[A_i, E]`` of every clip as float32, or its mean frame ``[E]``, in the order of the clips.
 
     Args:
         clips: mono samples at 16 kHz, int16 or floats. batch_seconds: audio that is encoded at a time.
         layer: which of the hidden states; None: the last frames. batch_size: most clips at a time.
+        pooled: return the mean frames.
     """
-    vectors = encode_in_batches(
-        encoder, clips, batch_seconds, layer, batch_size, lambda frames: tuple(frames.mean())
-    )
-    return torch.stack(vectors).cpu().numpy()
-
-
-def encode_in_batches(
-    encoder: AudioEncoder,
-    clips: Sequence[Samples],
-    batch_seconds: float,
-    layer: int | None,
-    batch_size: int | None,
-    reduce: Callable[[Ragged], tuple[torch.Tensor, ...]],
-) -> list[torch.Tensor]:
-    """Encode in packed batches of similar length and put the results back in order."""
     was_training = encoder.training
     encoder.eval()
     device = find_device(encoder)
@@ -84,6 +58,14 @@ def encode_in_batches(
         audio = Ragged.from_rows([torch.from_numpy(clips[i]) for i in batch]).to(device)
         encoded = encoder(audio, layers=layer is not None)
         frames = encoded.frames if layer is None else encoded.layers[layer]
-        results.update(zip(batch, reduce(frames.with_values(frames.values.float())), strict=True))
+        frames = frames.with_values(frames.values.float())
+        results.update(zip(batch, frames.mean() if pooled else frames.rows(), strict=True))
     encoder.train(was_training)
-    return [results[i] for i in range(len(clips))]
+    return [results[i].cpu().numpy() for i in range(len(clips))]
+
+
+def embed_clips(
+    encoder: AudioEncoder, clips: Sequence[Samples], batch_seconds: float = 60.0
+) -> NDArray[np.float32]:
+    """Return the mean frame of every clip: ``[C, E]`` float32, see ``encode_clips``."""
+    return np.stack(encode_clips(encoder, clips, batch_seconds, pooled=True))

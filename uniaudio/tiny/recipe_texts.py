@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 
 from uniaudio.data.prompt_tokens import check_text
 from uniaudio.data.recipe import Recipe
-from uniaudio.data.sources.base import Row, Source
+from uniaudio.data.sources.base import Row
 from uniaudio.errors import RowError
 
 RENDERINGS = 3  # of a row: the prompt of evaluation, and those that are drawn
@@ -35,7 +35,8 @@ def collect_recipe_texts(recipe: Recipe, limit: int = 2000) -> list[RecipeText]:
     recipe, sources = recipe.open_training_entries()
     for entry, source in zip(recipe.train, sources, strict=True):
         rng = random.Random(entry.name)
-        for row in islice(iterate_usable_rows(source), limit):
+        usable = (row for row in source.rows() if isinstance(row, Row))
+        for row in islice(usable, limit):
             for number in range(RENDERINGS):
                 for template in entry.templates:
                     try:
@@ -51,8 +52,3 @@ def collect_recipe_texts(recipe: Recipe, limit: int = 2000) -> list[RecipeText]:
 def list_text_pieces(texts: Sequence[RecipeText]) -> list[str]:
     """Return the pieces of all questions, then all answers: what a tokenizer is trained on."""
     return [*(piece for text in texts for piece in text.pieces), *(text.answer for text in texts)]
-
-
-def iterate_usable_rows(source: Source) -> Iterator[Row]:
-    """The usable rows of a source in its order."""
-    return (row for row in source.rows() if isinstance(row, Row))
