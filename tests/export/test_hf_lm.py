@@ -33,7 +33,6 @@ from uniaudio.build.adapter import fill_time_markers, make_adapter
 from uniaudio.commands.export_model import find_decoder_reference
 from uniaudio.config.adapters import AdapterConfig
 from uniaudio.config.decoder import DecoderConfig
-from uniaudio.config.run import RunConfig
 from uniaudio.data.collate import collate_prompts
 from uniaudio.data.prompt_tokens import ChatFormat
 from uniaudio.errors import UserError
@@ -312,18 +311,18 @@ def test_a_mixture_whose_router_reads_the_question_and_a_decoder_by_reference(ch
 
 
 def test_a_decoder_that_the_run_trained_is_not_left_out():
-    config = RunConfig.model_construct(decoder=DecoderConfig(path="Qwen/Qwen3-0.6B", revision="main"))
-    assert find_decoder_reference(config, "inside") is None
-    assert find_decoder_reference(config, "reference") == ("Qwen/Qwen3-0.6B", "main")
+    settings = DecoderConfig(path="Qwen/Qwen3-0.6B", revision="main")
+    assert find_decoder_reference(settings, "inside") is None
+    assert find_decoder_reference(settings, "reference") == ("Qwen/Qwen3-0.6B", "main")
     for change, sentence in (
         ({"train": "lora"}, "decoder exists nowhere else"),
         ({"path": "random:x"}, "decoder exists nowhere else"),
     ):
-        changed = RunConfig.model_construct(decoder=config.decoder.model_copy(update=change))
+        changed = settings.model_copy(update=change)
         with pytest.raises(UserError, match=sentence):
             find_decoder_reference(changed, "reference")
     with pytest.raises(UserError, match="give inside or reference"):
-        find_decoder_reference(config, "elsewhere")
+        find_decoder_reference(settings, "elsewhere")
 
 
 @pytest.mark.parametrize(

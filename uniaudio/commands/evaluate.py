@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from rich.console import Console
 
 from uniaudio.build.encoders import choose_device
 from uniaudio.build.model import LoadedModel, load_model, load_stage_recipes
@@ -29,7 +28,7 @@ from uniaudio.data.recipe import Recipe, load_recipe
 from uniaudio.data.recipe_entries import EvalEntry, open_entry
 from uniaudio.data.sources.in_memory import make_unique
 from uniaudio.data.sources.source_kinds import keep_sources_open
-from uniaudio.distributed import explain_lost_processes, is_distributed, is_main, world_size
+from uniaudio.distributed import explain_lost_processes, is_distributed, is_main
 from uniaudio.errors import UserError, convert_to_user_error, prefix_user_errors
 from uniaudio.evaluate.generation.entry_metrics import build_answers_table, evaluate_entry
 from uniaudio.evaluate.generation.predictions import (
@@ -50,34 +49,30 @@ PATIENCE = timedelta(hours=2)  # a process that is done waits for the slowest
 SPREADING = ("ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP")
 
 
-class EvaluationBar:
-    """Shows one set after the other: a bar on a terminal, else lines, and one when a set is done.
+@contextlib.contextmanager
+def track_set(
+    progress: WorkProgress, name: str, rows: int | None, processes: int
+) -> Iterator[Callable[[int], None]]:
+    """Give a function that takes the number of rows of a set answered since; without a terminal, print a line at the
+    end.
 
     Args:
-        shown: False on all processes but the main one. share: the main process answers one row of so many.
+        rows: of all processes; None: nobody knows. processes: that share them.
     """
+    started, done = time.monotonic(), 0
+    task = progress.begin(name, None if rows is None else -(-rows // processes))
 
-    def __init__(self, console: Console, shown: bool, share: int = 1) -> None:
-        self.console, self.shown, self.share = console, shown, share
-        self.bar = WorkProgress(console, "rows", shown)
+    def advance(count: int) -> None:
+        nonlocal done
+        done += count
+        progress.count(task, count)
 
-    @contextlib.contextmanager
-    def track_set(self, name: str, rows: int | None) -> Iterator[Callable[[int], None]]:
-        """Give a function that takes the number of rows answered since, of ``rows`` (None: nobody knows)."""
-        started, done = time.monotonic(), 0
-        task = self.bar.begin(name, None if rows is None else -(-rows // self.share))
-
-        def advance(count: int) -> None:
-            nonlocal done
-            done += count
-            self.bar.count(task, count)
-
-        yield advance
-        self.bar.update(task, total=done)  # the split may have fewer rows
-        seconds = time.monotonic() - started
-        if self.shown and not self.console.is_terminal:
-            rate = format_number(done / max(seconds, 1e-3))
-            self.console.print(f"{name}: {done} rows in {format_number(seconds)} s, {rate} rows/s")
+    yield advance
+    progress.update(task, total=done)  # the split may have fewer rows
+    seconds = time.monotonic() - started
+    if progress.shown and not progress.console.is_terminal:
+        rate = format_number(done / max(seconds, 1e-3))
+        progress.console.print(f"{name}: {done} rows in {format_number(seconds)} s, {rate} rows/s")
 
 
 @contextlib.contextmanager
@@ -152,7 +147,7 @@ def evaluate_recipe(
     recipe: Recipe,
     settings: PredictionSettings,
     max_examples: int | None = None,
-    bar: EvaluationBar | None = None,
+    progress: WorkProgress | None = None,
     samples: EvalSamples | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Ask all evaluation sets of a recipe; results by ``dataset:template``.
@@ -167,12 +162,12 @@ def evaluate_recipe(
     """
     for entry in recipe.evaluate:
         require_metric(entry.template.scoring)
-    bar = bar or EvaluationBar(make_console(), shown=False)
+    progress = progress or WorkProgress(make_console(), "rows", shown=False)
     results = {}
-    with bar.bar:
+    with progress:
         for entry in recipe.evaluate:
             examples = open_examples(entry, get_row_limit(loaded.config, entry, max_examples), samples)
-            with bar.track_set(entry.name, examples.size) as advance:
+            with track_set(progress, entry.name, examples.size, settings.share[1]) as advance:
                 results[entry.name] = evaluate_entry(loaded.model, loaded.format, examples, settings, advance)
     return results
 
@@ -285,8 +280,8 @@ def run_evaluation(
         if batch_seconds is not None:
             settings = replace(settings, batch_seconds=batch_seconds)
         console = make_console(quiet=not is_main())
-        bar = EvaluationBar(console, is_main(), world_size())
-        results = evaluate_recipe(loaded, recipe, settings, max_examples, bar)
+        progress = WorkProgress(console, "rows", is_main())
+        results = evaluate_recipe(loaded, recipe, settings, max_examples, progress)
         results = sign_answers(results, spec)
         console.print(build_answers_table(results))
         shown: dict[str, Any] = results

@@ -106,7 +106,7 @@ def export_hf_lm(spec: str, out: Path, place: str, trust: Trust, decoder: str) -
     if config is None:
         reference = find_exported_reference(spec, decoder)
     else:
-        reference = find_decoder_reference(config, decoder)
+        reference = find_decoder_reference(config.decoder, decoder)
         refuse_decoder(config)
     facts = collect_provenance(spec, whole=True)
     console = make_console()
@@ -157,10 +157,10 @@ def find_exported_reference(spec: str, decoder: str) -> tuple[str, str | None] |
     settings = DecoderConfig(
         path=values.get("decoder_path") or RANDOM, revision=values.get("decoder_revision")
     )
-    return find_decoder_reference(RunConfig.model_construct(decoder=settings), decoder)
+    return find_decoder_reference(settings, decoder)
 
 
-def find_decoder_reference(config: RunConfig, decoder: str) -> tuple[str, str | None] | None:
+def find_decoder_reference(settings: DecoderConfig, decoder: str) -> tuple[str, str | None] | None:
     """Return where a decoder's weights are, with the revision; None where they are to be written.
 
     Raises:
@@ -170,7 +170,6 @@ def find_decoder_reference(config: RunConfig, decoder: str) -> tuple[str, str | 
         return None
     if decoder != "reference":
         raise UserError(f"--decoder {decoder}: give inside or reference")
-    settings = config.decoder
     if settings.train != "frozen" or settings.miniature is not None or settings.path.startswith("random:"):
         raise UserError("--decoder reference: the run's decoder exists nowhere else; use --decoder inside")
     return settings.path, settings.revision
