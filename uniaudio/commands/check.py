@@ -146,10 +146,7 @@ class RememberedCheck:
 def check_all_rows(
     config: RunConfig, stage: Stage, recipe: Recipe, console: Console, format: ChatFormat | None = None
 ) -> None:
-    """Read what all rows of a recipe say, and print a table and the problems.
-
-    Args:
-        format: see ``read_all_rows``.
+    """Read what all rows of a recipe say, see ``read_all_rows``, and print a table and the problems.
 
     Raises:
         UserError: when a training set has more rows that cannot be used than the run accepts.

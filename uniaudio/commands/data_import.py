@@ -50,10 +50,7 @@ def import_data(
     turns: str,
     console: Console | None = None,
 ) -> Recipe:
-    """Write what an importer makes of a source, look at every split of it, and print both.
-
-    Args:
-        See ``uniaudio data import --help``.
+    """Write what an importer makes of a source, look at every split of it, and print both; see ``data import --help``.
 
     Raises:
         UserError: when ``out`` holds anything, or the source is not of the kind; nothing is left behind then.

@@ -36,14 +36,11 @@ PROBED = ("sounds", "instruments", "digits")  # the sets with one label a clip
 
 
 def run_demo(out: Path, quick: bool = False) -> Path:
-    """Build everything, train, probe before and after, ask three questions and write ``report.html``.
+    """Build everything, train, probe before and after, ask three questions, write ``report.html`` and return its path.
 
     Args:
         out: the run folder. An earlier demo in it is replaced; a folder with anything else in it is refused.
         quick: a few clips and steps only, to see that every part works.
-
-    Returns:
-        The path of the report.
 
     Raises:
         UserError: when ``out`` holds something else, or training was stopped.

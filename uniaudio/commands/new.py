@@ -84,10 +84,7 @@ class NewTask:
 
 
 def create_task(wanted: NewTask, console: Console | None = None) -> Path:
-    """Look at data, write template, card, recipe and run config, and print what was seen and the next commands.
-
-    Returns:
-        The path of the run config.
+    """Look at data, write template, card, recipe and run config, print what was seen, and return the config's path.
 
     Raises:
         UserError: when files are there already, the data cannot be loaded, or it cannot be told what to learn.

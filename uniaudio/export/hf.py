@@ -32,14 +32,11 @@ TRIAL = (16_000, 7_777, 23_456)  # samples of the clips on which model and encod
 NOISE = 3000  # standard deviation of those clips, of 32768
 
 
-def write_hf(encoder: AudioEncoder, folder: Path, provenance: Mapping[str, Any]) -> list[Path]:
+def write_hf(encoder: AudioEncoder, folder: Path, provenance: Mapping[str, Any]) -> None:
     """Write an encoder, its low-rank updates merged, so that ``AutoModel.from_pretrained`` loads it.
 
     ``AutoModel`` runs the code in the folder, so it wants ``trust_remote_code=True``. A plain Whisper encoder is stored
     a second time under ``whisper_encoder/``, which the stock ``WhisperEncoder.from_pretrained`` reads without any code.
-
-    Returns:
-        The files and folders that were written.
 
     Raises:
         UserError: when the encoder holds code of others, see ``describe_encoder``.
@@ -74,7 +71,6 @@ def write_hf(encoder: AudioEncoder, folder: Path, provenance: Mapping[str, Any])
     if type(encoder) is WhisperAudioEncoder and isinstance(encoder.whisper, WhisperEncoder):
         write_stock_whisper(encoder, folder / STOCK)
     apply_umask(folder)
-    return sorted(folder.iterdir())
 
 
 def detach_tensor(tensor: Tensor) -> Tensor:

@@ -226,10 +226,9 @@ class UniaudioForAudioClassification(UniaudioModel):
         labels: Tensor | None = None,
         **others: Any,
     ) -> SequenceClassifierOutput | tuple[Any, ...]:
-        """Classify clips.
+        """Classify clips; arguments as those of ``UniaudioModel``.
 
         Args:
-            input_values, attention_mask, lengths, output_hidden_states, return_dict: as of ``UniaudioModel``.
             labels: ``[B]`` classes, or ``[B, num_labels]`` floats of 0 and 1 where a clip has several, or values where
                 ``config.problem_type`` is regression.
         """

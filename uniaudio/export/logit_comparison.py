@@ -68,10 +68,10 @@ def compare_stock_model(
     """Load what was written with the stock class, and compare its logits of the first answer token with the run's.
 
     Args:
-        ours: logits of the prompts, see ``compute_prompt_logits``. exact: whether a difference is a fault.
+        ours, exact: see ``compare_logits``.
 
     Raises:
-        RuntimeError: when the model ought to be equal and is not, or gives NaN, which is a fault of the export.
+        RuntimeError: see ``compare_logits``.
     """
     assert target.model is not None
     stock = target.model.from_pretrained(folder, dtype=torch.float32).eval()
@@ -80,13 +80,8 @@ def compare_stock_model(
 
 
 def verify_hf_lm(ours: Sequence[Tensor], clips: Sequence[NDArray[np.int16]], folder: Path) -> float:
-    """Load what was written with its own code, and compare its logits of whole prompts with the run's.
-
-    Args:
-        ours: see ``compute_prompt_logits``.
-
-    Returns:
-        The greatest difference over the largest logit.
+    """Load what was written with its own code, compare its logits of whole prompts with the run's, and return the
+    greatest difference over the largest logit.
 
     Raises:
         RuntimeError: when it is more than rounding, which is a fault of the export.

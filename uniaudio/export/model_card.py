@@ -77,7 +77,7 @@ def make_header(facts: Mapping[str, Any], pipeline: str | None = None) -> str:
     return data.to_yaml()
 
 
-def write_card(folder: Path, encoder: AudioEncoder, facts: Mapping[str, Any], place: str) -> Path:
+def write_card(folder: Path, encoder: AudioEncoder, facts: Mapping[str, Any], place: str) -> None:
     """Write ``README.md`` into an exported folder.
 
     Args:
@@ -86,7 +86,7 @@ def write_card(folder: Path, encoder: AudioEncoder, facts: Mapping[str, Any], pl
         place: folder or Hub name in the examples.
     """
     encoder_settings = find_whisper_settings(encoder)
-    return render_card(
+    render_card(
         folder,
         "model_card.md.jinja",
         facts,
@@ -117,22 +117,18 @@ def find_whisper_settings(encoder: AudioEncoder) -> dict[str, Any]:
     return {name: value for name, value in given.items() if value and (name, value) != ("pool", 1)}
 
 
-def write_lm_card(folder: Path, facts: Mapping[str, Any], to: str, code: str, notes: Sequence[str]) -> Path:
+def write_lm_card(folder: Path, facts: Mapping[str, Any], to: str, code: str, notes: Sequence[str]) -> None:
     """Write ``README.md`` beside an exported whole model.
 
     Args:
         facts: as of ``write_card``. to: its format. code: lines that load it. notes: sentences for its users.
     """
     header = make_header(facts, "audio-text-to-text")
-    return render_card(folder, "lm_card.md.jinja", facts, header=header, format=to, code=code, notes=notes)
+    render_card(folder, "lm_card.md.jinja", facts, header=header, format=to, code=code, notes=notes)
 
 
-def render_card(folder: Path, template: str, facts: Mapping[str, Any], **values: Any) -> Path:
-    """Write ``README.md`` from a template of this package.
-
-    Args:
-        facts: as of ``write_card``. values: what else the template reads.
-    """
+def render_card(folder: Path, template: str, facts: Mapping[str, Any], **values: Any) -> None:
+    """Write ``README.md`` from a template of this package, which reads ``facts`` and ``values``."""
     environment = Environment(
         loader=PackageLoader("uniaudio.export", "."),
         undefined=StrictUndefined,
@@ -141,9 +137,7 @@ def render_card(folder: Path, template: str, facts: Mapping[str, Any], **values:
     )
     safe = {**facts, "datasets": [escape_cells(row) for row in facts["datasets"]]}
     text = environment.get_template(template).render(facts=safe, version=__version__, **values)
-    path = folder / "README.md"
-    path.write_text(text, encoding="utf-8")
-    return path
+    (folder / "README.md").write_text(text, encoding="utf-8")
 
 
 def escape_cells(row: Mapping[str, Any]) -> dict[str, Any]:

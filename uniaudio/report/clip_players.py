@@ -70,10 +70,8 @@ def encode_mp3(samples: NDArray[np.int16]) -> bytes:
 
 
 def find_examples(entry: EvalEntry, ids: Collection[str]) -> dict[str, Example]:
-    """Decode the questions of an evaluation set that have these ids, ``DATASET/SPLIT/KEY``.
-
-    Returns:
-        Examples by id; rows that are gone or cannot be read now are missing.
+    """Decode the questions of an evaluation set by their ids, ``DATASET/SPLIT/KEY``; rows that are gone or cannot be
+    read now are missing.
 
     Raises:
         UserError: when the source cannot be opened.

@@ -26,6 +26,9 @@ USUAL_PROTOCOL = "masked"
 FINGERPRINTS = "fingerprints"  # the key of stored results that holds those of the models
 
 
+Match = Callable[[Path, Collection[str]], Collection[str]]  # those of some fingerprints that a run folder has
+
+
 @dataclass(frozen=True)
 class Task:
     """What is known of a probed set; ``data`` is the hash of its clips, ``weight`` its share in a mean."""
@@ -285,8 +288,7 @@ def assign_roles(
     """Tell the models of a score table apart.
 
     The start of a run is the one that its references state, or else the model that its config names as an encoder;
-    where none is, the first one that is no run's.
-    A run without a model in the table has no start.
+    where none is, the first one that is no run's. A run without a model in the table has no start.
 
     Args:
         models: in the order of the table. runs: the models that are each run's own, see ``models_of_run``; the last one
@@ -309,16 +311,11 @@ def assign_roles(
     return Roles(began, trained, [model for model in models if model not in taken], best)
 
 
-def find_run_models(
-    table: ScoreTable, folder: Path, match: Callable[[Path, Collection[str]], Collection[str]]
-) -> list[str]:
+def find_run_models(table: ScoreTable, folder: Path, match: Match) -> list[str]:
     """Return the models of a table that are a run's own, in their order.
 
     A model with a fingerprint is a run's when a checkpoint of the run has it; another one, when its name is the path of
     the run folder or of a checkpoint in it.
-
-    Args:
-        match: returns those of some fingerprints that checkpoints of a run folder have.
     """
     known = match(folder, table.fingerprints.values())
     return [

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from uniaudio.evaluate.forgetting import ScoreMatrix
 from uniaudio.report.answers import check_answers, has_answers
 from uniaudio.report.probe_scores import (
     FINGERPRINTS,
+    Match,
     Roles,
     ScoreTable,
     assign_roles,
@@ -38,7 +39,6 @@ from uniaudio.run_records import describe_undefined_scores
 
 ANSWERS, PROBES = "answers.json", "probes.json"  # in a run folder
 AnswersByModel = dict[str, dict[str, dict[str, Any]]]  # model -> evaluation set -> result
-Match = Callable[[Path, Collection[str]], Collection[str]]  # those of some fingerprints that a run folder has
 
 
 def read_results(
@@ -53,7 +53,7 @@ def read_results(
     Answers in the place of a run's that another model gave stand with those of other models, under its own name.
 
     Args:
-        match: returns those of some fingerprints that checkpoints of a run folder have. notes: gets what is odd.
+        notes: gets what is odd.
     """
     if len(answers) > len(runs):
         raise UserError(
@@ -143,7 +143,7 @@ def merge_all_scores(
     scores is told apart by the run's. A model that is called like a run and is not that run's is marked.
 
     Args:
-        match: returns those of some fingerprints that checkpoints of a run folder have. notes: gets what is odd.
+        notes: gets what is odd.
     """
     starts = {run.name: [e.get("path", "") for e in run.config.get("encoders", {}).values()] for run in runs}
     table, roles = ScoreTable(), Roles()

@@ -62,10 +62,7 @@ class RunRecord:
 
 
 def read_run(folder: Path, name: str) -> RunRecord:
-    """Read a run folder.
-
-    Args:
-        name: how the page calls the run.
+    """Read a run folder; the page calls the run by ``name``.
 
     Raises:
         UserError: when it holds no ``metrics.jsonl``, or its config is not YAML.

@@ -40,9 +40,7 @@ def stretch_tokens(answer: Sequence[int], blank: int, rng: random.Random) -> lis
     ``LONGEST_CLIP``; an answer that needs more is only repeated less.
 
     Args:
-        answer: token ids, at least one.
-        blank: the filler token.
-        rng: the generator of the example.
+        answer: token ids, at least one. blank: the filler token.
     """
     repeats, gap = rng.choice(((1, 0), (2, 1), (3, 2), (4, 3)))
     while repeats > 1 and len(answer) * (repeats + gap) / 2 > LONGEST_CLIP:
