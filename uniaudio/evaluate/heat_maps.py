@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from uniaudio.evaluate.forgetting import UNKNOWN, ScoreMatrix
+from uniaudio.evaluate.heat_tables import HeatTable
 
 DARK = "#2b2f36"  # a PNG has its own white paper, so its words need not read on dark paper too
 PALE = "#e3e6ea"
@@ -92,29 +93,19 @@ def draw_matrix(axes: Any, title: str, matrix: ScoreMatrix, norm: Any) -> Any:
     return image
 
 
-def draw_routes(routes: Mapping[str, Any], path: Path) -> None:
-    """Draw a heat map task by choice for every group, one below the other, into a PNG file.
-
-    White is 0, dark is the largest share of the group.
-
-    Args:
-        routes: see ``read_choices``.
-    """
-    groups: Mapping[str, Mapping[str, Mapping[str, float]]] = routes["groups"]
-    heights = [0.45 * len(tasks) + 1.1 for tasks in groups.values()]
-    widest = max(len(shares) for tasks in groups.values() for shares in tasks.values())
+def draw_tables(tables: Sequence[HeatTable], path: Path) -> None:
+    """Draw tables of shares, one below the other, into a PNG file; white is a shade of 0."""
+    heights = [0.45 * len(table.rows) + 1.1 for table in tables]
+    widest = max(len(table.columns) for table in tables)
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(max(5.0, 2.6 + 0.75 * widest), sum(heights)), layout="constrained")
-        grid = figure.subplots(len(groups), 1, height_ratios=heights, squeeze=False)
-        for axes, (group, tasks) in zip(grid[:, 0], groups.items(), strict=True):
-            choices = list(dict.fromkeys(choice for shares in tasks.values() for choice in shares))
-            shares = np.array(
-                [[of_task.get(choice, 0.0) for choice in choices] for of_task in tasks.values()]
-            )
-            norm = Normalize(0.0, max(float(shares.max()), 1e-9))
-            draw_heat_map(axes, group, list(tasks), choices, shares, "Blues", norm)
-            for (row, column), share in np.ndenumerate(shares) if len(choices) <= NUMBERED else ():
-                write_cell(axes, row, column, f"{share:.2f}", norm(share) > 0.6)
+        grid = figure.subplots(len(tables), 1, height_ratios=heights, squeeze=False)
+        for axes, table in zip(grid[:, 0], tables, strict=True):
+            names = [name for name, _ in table.rows]
+            shades = np.array([[cell.shade for cell in cells] for _, cells in table.rows])
+            draw_heat_map(axes, table.caption, names, table.columns, shades, "Blues", Normalize(0, 1))
+            for (row, column), shade in np.ndenumerate(shades) if len(table.columns) <= NUMBERED else ():
+                write_cell(axes, row, column, table.rows[row][1][column].text, shade > 0.6)
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, format="png", dpi=150)
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from uniaudio.errors import UserError
-from uniaudio.evaluate.heat_maps import draw_routes
+from uniaudio.evaluate.heat_maps import draw_tables
 from uniaudio.evaluate.heat_tables import Cell, HeatTable
 from uniaudio.outputs import write_json
 from uniaudio.run_records import read_metrics
@@ -76,5 +76,5 @@ def write_routes(routes: Mapping[str, Any], folder: Path) -> tuple[Path, Path]:
     """Write ``routes.json`` and ``routes.png`` and return their paths."""
     data, picture = folder / "routes.json", folder / "routes.png"
     write_json(data, routes)
-    draw_routes(routes, picture)
+    draw_tables(build_routing_tables(routes), picture)
     return data, picture

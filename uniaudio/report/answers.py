@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from uniaudio.errors import UserError
@@ -20,28 +20,21 @@ LABEL_FIGURES = {"accuracy": "label accuracy", "uar": "label UAR", "map": "label
 
 @dataclass(frozen=True)
 class AnswerRow:
-    """The figures of one model on one evaluation set; what its file does not hold is None.
+    """The stored results of one model on one evaluation set, and what follows from them.
 
     Args:
-        interval: 95 %, of the score. clips: how many were answered, of ``rows`` in the set. cut: answers that had not
-            ended. labels: figures of the scored labels, see ``LABEL_FIGURES``. change: against the model that the
-            answers are compared with. companions: of accuracy, UAR and macro-F1 those that are not the metric.
+        interval: 95 %, of the score; None where it is not known. labels: figures of the scored labels, see
+            ``LABEL_FIGURES``. change: against the model that the answers are compared with. companions: of accuracy,
+            UAR and macro-F1 those that are not the metric.
     """
 
     name: str
     model: str
-    metric: str
-    score: float
+    entry: Mapping[str, Any]
     interval: tuple[float, float] | None
-    right: float | None
-    loss: float | None
-    clips: int | None
-    rows: int | None
-    skipped: int
-    cut: int
     labels: Mapping[str, float]
     change: ScoreChange | None
-    companions: Mapping[str, float] = field(default_factory=dict)
+    companions: Mapping[str, float]
 
 
 def check_answers(data: Any, where: str, notes: list[str] | None = None) -> dict[str, dict[str, Any]]:
@@ -97,33 +90,15 @@ def build_answer_rows(
     rows = []
     for name in dict.fromkeys(name for results in answers.values() for name in results):
         for model, results in answers.items():
-            if name in results:
-                change = next((c for c in changes.get(model, ()) if c.task == name), None)
-                rows.append(build_answer_row(name, model, results[name], change))
+            if name not in results:
+                continue
+            entry = results[name]
+            stored = entry.get("labels") or {}
+            labels = {key: float(stored[key]) for key in LABEL_FIGURES if stored.get(key) is not None}
+            change = next((c for c in changes.get(model, ()) if c.task == name), None)
+            companions = list_class_companions(entry)
+            rows.append(AnswerRow(name, model, entry, get_score_interval(entry), labels, change, companions))
     return rows
-
-
-def build_answer_row(
-    name: str, model: str, entry: Mapping[str, Any], change: ScoreChange | None
-) -> AnswerRow:
-    """Return the figures of one model on one set."""
-    labels = entry.get("labels") or {}
-    return AnswerRow(
-        name=name,
-        model=model,
-        metric=str(entry["metric"]),
-        score=float(entry["score"]),
-        interval=get_score_interval(entry),
-        right=entry.get("right"),
-        loss=entry.get("loss"),
-        clips=entry.get("examples"),
-        rows=entry.get("rows"),
-        skipped=len(entry.get("skipped") or ()),
-        cut=int(entry.get("cut") or 0),
-        labels={key: float(labels[key]) for key in LABEL_FIGURES if labels.get(key) is not None},
-        change=change,
-        companions=list_class_companions(entry),
-    )
 
 
 def describe_answers(run: str, results: Mapping[str, Mapping[str, Any]]) -> str:

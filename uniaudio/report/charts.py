@@ -137,26 +137,20 @@ def find_stage_starts(runs: Sequence[RunRecord]) -> list[tuple[str, float]]:
 
 def build_loss_charts(runs: Sequence[RunRecord]) -> list[Chart]:
     """Draw the loss per answer token over the steps: all tasks together first, then each task."""
-    names = list(dict.fromkeys(task for run in runs for row in run.rows for task in row.get("tasks", {})))
-    together = [
-        Line(
-            run.name, [(row["step"], row["loss"]) for row in run.rows if row.get("loss") is not None], series
-        )
-        for series, run in enumerate(runs)
-    ]
+    names = sorted({task for run in runs for row in run.rows for task in row.get("tasks", {})})
     steps = find_step_range(runs)
-    charts = [build_chart("all tasks", "loss per answer token", together, steps, True)]
-    for task in sorted(names) if len(names) > 1 else []:
-        lines = [
-            Line(
-                run.name,
-                [(row["step"], row["tasks"][task]) for row in run.rows if task in row.get("tasks", {})],
-                i,
-            )
-            for i, run in enumerate(runs)
-        ]
-        charts.append(build_chart(task, "loss per answer token", lines, steps, True))
+    charts = []
+    for task in (None, *(names if len(names) > 1 else ())):
+        lines = [Line(run.name, list_losses(run, task), series) for series, run in enumerate(runs)]
+        title = "all tasks" if task is None else task
+        charts.append(build_chart(title, "loss per answer token", lines, steps, True))
     return [drawn for drawn in charts if drawn is not None]
+
+
+def list_losses(run: RunRecord, task: str | None) -> list[tuple[float, float]]:
+    """Return the steps of a run with the loss of a task, or of all together."""
+    losses = (row.get("loss") if task is None else row.get("tasks", {}).get(task) for row in run.rows)
+    return [(row["step"], loss) for row, loss in zip(run.rows, losses, strict=True) if loss is not None]
 
 
 def build_metric_charts(runs: Sequence[RunRecord]) -> list[Chart]:
