@@ -613,13 +613,57 @@ def test_with_folds_the_rows_of_a_class_of_one_fold_are_left_out(tones):
     assert (the_task(tones, folds="fold").lost, len(the_task(tones, folds="fold").answers)) == ((), 40)
 
 
-def test_labels_of_several_classes_that_were_never_trained_stay(tones):
-    """Their clips are tested by the other classes."""
+def name_rare(root: Path, *numbers: int) -> None:
+    """Give some clips one more label and one more event, "rare"."""
+    rows = manifest_rows(root)
+    for number in numbers:
+        rows[number]["tags"].append("rare")
+        rows[number]["events"] += [{"onset": 0.1, "offset": 0.2, "label": "rare"}] * 2
+    write_manifest(root, rows)
+
+
+SEVERAL = [{"kind": "multilabel", "column": "tags"}, {"kind": "frame", "epochs": 2}]
+
+
+@pytest.mark.parametrize("task", SEVERAL, ids=lambda task: task["kind"])
+def test_rows_of_several_classes_are_probed_without_those_that_were_never_trained(tones, capsys, task):
+    name, model = write_suite(tones, {"tone": task}), str(tones / "whisper")
+    plain = run_probe([model], suite=name, seeds=1)
+    name_rare(tones, 33, 39)
+    result = run_probe([model], suite=name, seeds=1)
+    assert result["scores"] == plain["scores"]
+    facts = result["tasks"]["tone"]
+    assert facts["lost_classes"] == [{"label": "rare", "split": "test", "rows": 2, "trained": False}]
+    assert (facts["test"], facts["classes"]) == (10, plain["tasks"]["tone"]["classes"])
+    sentence = (
+        "tone: none of the training rows has class 'rare' of split 'test', so the task is probed without this "
+        "class"
+    )
+    assert sentence in " ".join(capsys.readouterr().out.split())
+    name_rare(tones, 3)
+    rows = the_task(tones, **task)
+    assert (rows.lost, "rare" in rows.classes) == ((), True)
+
+
+@pytest.mark.parametrize("task", SEVERAL, ids=lambda task: task["kind"])
+def test_with_folds_labels_of_a_single_fold_are_left_out(tones, task):
+    name_rare(tones, 1, 4)  # both of the fold 1
+    rows = the_task(tones, folds="fold", **task)
+    assert rows.lost == (LostClass("rare", "1", 2, trained=False),)
+    assert (len(rows.answers), "rare" in rows.classes) == (40, False)
+    assert not any("rare" in list_labels(rows.task, answer) for answer in rows.answers)
+    name_rare(tones, 0)
+    assert the_task(tones, folds="fold", **task).lost == ()
+
+
+def test_labels_of_which_none_is_trained_are_refused(tones):
     rows = manifest_rows(tones)
-    rows[-1]["tags"].append("rare")
+    for row in rows[30:]:
+        row["tags"] = [f"{tag}_test" for tag in row["tags"]]
     write_manifest(tones, rows)
-    task = the_task(tones, kind="multilabel", column="tags")
-    assert (task.lost, len(task.answers), "rare" in task.classes) == ((), 40, True)
+    message = "^task tones: no test label, such as 'high_test', occurs in its training rows$"
+    with pytest.raises(UserError, match=message):
+        the_task(tones, kind="multilabel", column="tags")
 
 
 @pytest.mark.parametrize(
@@ -650,13 +694,17 @@ def test_rows_without_two_classes_to_train_and_test_are_refused(tones, labels, k
 
 def test_many_classes_that_were_never_trained_are_said_in_one_sentence():
     lost = [LostClass(name, "test", 2, trained=False) for name in "abcdefg"]
-    (sentence,) = describe_lost_classes("tone", lost, is_fold=False)
+    (sentence,) = describe_lost_classes("tone", lost, is_fold=False, kind="clip")
     assert sentence == (
         "tone: none of the training rows has classes 'a', 'b', 'c', 'd', 'e' and 2 more, so their 14 rows in split "
         "'test' are left out"
     )
+    assert describe_lost_classes("tone", lost, is_fold=False, kind="frame") == [
+        "tone: none of the training rows has classes 'a', 'b', 'c', 'd', 'e' and 2 more of split 'test', so the task "
+        "is probed without these classes"
+    ]
     one = LostClass("a", "3", 1, trained=False)
-    assert describe_lost_classes("tone", [one], is_fold=True) == [
+    assert describe_lost_classes("tone", [one], is_fold=True, kind="clip") == [
         "tone: none of the training rows has class 'a', so its only row in fold '3' is left out"
     ]
 
@@ -919,7 +967,7 @@ def test_with_folds_a_class_is_lost_when_fewer_than_two_folds_have_it(tones):
     both = drop(0, 3)
     assert (both.classes, both.lost) == (("high", "low"), (LostClass("middle", "0", 2),))
     assert not {0, 1, 3} & set(both.numbers.tolist())
-    assert describe_lost_classes("tone", both.lost, is_fold=True) == [
+    assert describe_lost_classes("tone", both.lost, is_fold=True, kind="clip") == [
         "tone: none of the 2 rows of class 'middle' in fold '0' can be used, so the task is probed without this class"
     ]
     with pytest.raises(UnmeasurableTaskError, match=r"^task tones: no row of '0' can be used; first skipped"):

@@ -48,7 +48,9 @@ def probe_held(
         result.notes.extend(
             (
                 *describe_rows(rows.name, usable.skipped[len(rows.skipped) :], {}),
-                *describe_lost_classes(rows.name, usable.lost[len(rows.lost) :], rows.task.folds is not None),
+                *describe_lost_classes(
+                    rows.name, usable.lost[len(rows.lost) :], rows.task.folds is not None, rows.task.kind
+                ),
             )
         )
         task = rows.task.model_copy(update={"probes": tuple(kinds)})

@@ -61,7 +61,7 @@ def hold_folders(
         rows, notices = hold_clips(read_task(name, task, card))
         for sentence in (
             *describe_rows(name, rows.skipped, notices),
-            *describe_lost_classes(name, rows.lost, is_fold=False),
+            *describe_lost_classes(name, rows.lost, is_fold=False, kind=task.kind),
             *describe_placeholder_classes(name, count_placeholders(rows), is_folder=True),
         ):
             note(sentence)

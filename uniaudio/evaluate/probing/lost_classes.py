@@ -41,7 +41,7 @@ class LostClass:
     """A class of which no row of a split, or fold, can be used; ``rows`` it has there.
 
     Args:
-        trained: False where these rows could be used, but no row that trains has the class.
+        trained: False where these rows can be used, but no row that trains has the class.
     """
 
     label: str
@@ -74,13 +74,9 @@ def find_lost_classes(
         answers, parts: as in ``TaskRows``. kept: the rows that can be used, indices among ``answers``.
     """
     usable = set(kept.tolist())
-
-    def count(rows: Iterable[int]) -> Counter[str]:
-        return Counter(label for row in rows for label in set(list_labels(task, answers[row])))
-
     names = list(parts) if task.folds is not None else list(dict.fromkeys((task.train, task.test)))
-    before = {name: count(parts[name].tolist()) for name in names}
-    after = {name: count(usable.intersection(parts[name].tolist())) for name in names}
+    before = {name: count_classes(task, answers, parts[name].tolist()) for name in names}
+    after = {name: count_classes(task, answers, usable.intersection(parts[name].tolist())) for name in names}
     lost = [
         LostClass(label, name, rows)
         for name in names
@@ -95,30 +91,35 @@ def find_lost_classes(
 def find_untrained_classes(
     task: TaskFile, answers: Sequence[object], parts: Mapping[str, NDArray[np.int64]]
 ) -> list[LostClass]:
-    """Return the classes of clips that are tested where no row that trains has them: with folds, those of one fold.
-
-    Kinds with several classes in a clip have none: their rows are scored by the other classes.
+    """Return the classes that are tested where no row that trains has them: with folds, those of one fold.
 
     Args:
         answers, parts: as in ``TaskRows``.
     """
-    if task.kind != "clip":
-        return []
-    counts = {part: Counter(answers[row] for row in rows) for part, rows in parts.items()}
+    counts = {part: count_classes(task, answers, rows.tolist()) for part, rows in parts.items()}
     lost = []
     for part in [task.test] if task.folds is None else list(parts):
         others = [task.train] if task.folds is None else [other for other in parts if other != part]
         trained = {label for other in others for label in counts[other]}
         lost += [
-            LostClass(str(label), part, rows, trained=False)
+            LostClass(label, part, rows, trained=False)
             for label, rows in counts[part].items()
             if label not in trained
         ]
     return sorted(lost, key=lambda one: (one.split, one.label))
 
 
-def describe_lost_classes(name: str, lost: Iterable[LostClass], is_fold: bool) -> list[str]:
-    """Say without which classes a task is probed, and why."""
+def count_classes(task: TaskFile, answers: Sequence[object], rows: Iterable[int]) -> Counter[str]:
+    """Return in how many of some rows each class occurs."""
+    return Counter(label for row in rows for label in set(list_labels(task, answers[row])))
+
+
+def describe_lost_classes(name: str, lost: Iterable[LostClass], is_fold: bool, kind: str) -> list[str]:
+    """Say without which classes a task is probed, and why.
+
+    Args:
+        kind: of the task; where a clip has one class, the rows of classes that were never trained are left out.
+    """
     sentences = []
     untrained: dict[str, list[LostClass]] = {}
     for one in lost:
@@ -128,12 +129,16 @@ def describe_lost_classes(name: str, lost: Iterable[LostClass], is_fold: bool) -
         else:
             untrained.setdefault(one.split, []).append(one)
     for split, classes in untrained.items():
-        rows = sum(one.rows for one in classes)
-        left_out = "its only row" if rows == 1 else f"{'its' if len(classes) == 1 else 'their'} {rows:,} rows"
+        is_one = len(classes) == 1
+        where = f"{'fold' if is_fold else 'split'} '{split}'"
         named = ", ".join(f"'{one.label}'" for one in classes[:MOST_NAMED])
         more = f" and {len(classes) - MOST_NAMED:,} more" if len(classes) > MOST_NAMED else ""
-        sentences.append(
-            f"{name}: none of the training rows has class{'' if len(classes) == 1 else 'es'} {named}{more}, so "
-            f"{left_out} in {'fold' if is_fold else 'split'} '{split}' {'is' if rows == 1 else 'are'} left out"
-        )
+        beginning = f"{name}: none of the training rows has class{'' if is_one else 'es'} {named}{more}"
+        rows = sum(one.rows for one in classes)
+        left_out = "its only row" if rows == 1 else f"{'its' if is_one else 'their'} {rows:,} rows"
+        if kind == "clip":
+            sentences.append(f"{beginning}, so {left_out} in {where} {'is' if rows == 1 else 'are'} left out")
+        else:
+            which = "this class" if is_one else "these classes"
+            sentences.append(f"{beginning} of {where}, so the task is probed without {which}")
     return sentences

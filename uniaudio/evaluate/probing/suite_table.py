@@ -123,6 +123,7 @@ def score_table(result: Mapping[str, Any], labels: Mapping[str, str]) -> Table:
                 task,
                 [LostClass(**one) for one in facts.get("lost_classes", ())],
                 facts.get("folds") is not None,
+                facts["kind"],
             ),
             *describe_rows(task, [Skip(**skip) for skip in facts["skipped"]], facts["notices"]),
             *describe_placeholder_classes(task, facts["placeholders"], result["suite"] is None),

@@ -173,7 +173,7 @@ def iterate_split_rows(card: DatasetCard, splits: Sequence[str]) -> Iterator[tup
 def read_task(name: str, task: TaskFile, card: DatasetCard) -> TaskRows:
     """Read the columns of a task's rows and check them; no clip is decoded.
 
-    Rows of a class of clips that no row that trains has are left out, see ``find_untrained_classes``.
+    Classes that no row that trains has are left out, see ``leave_out_untrained_classes``.
 
     Raises:
         UserError: when no row can be used, or no test label occurs in training.
@@ -290,7 +290,8 @@ def count_least_classes(task: TaskFile) -> int:
 
 
 def leave_out_untrained_classes(rows: TaskRows) -> TaskRows:
-    """Return a task without the classes of clips that no row that trains has, see ``find_untrained_classes``.
+    """Return a task without the classes that no row that trains has, see ``find_untrained_classes``; where a clip has
+    one class, without their rows.
 
     Raises:
         UserError: when no test label occurs in training.
@@ -300,7 +301,8 @@ def leave_out_untrained_classes(rows: TaskRows) -> TaskRows:
     if not lost:
         return rows
     labels = {one.label for one in lost}
-    if not any(rows.answers[i] not in labels for trial in rows.trials for i in trial.test):
+    tested = [rows.answers[i] for trial in rows.trials for i in trial.test]
+    if all(label in labels for answer in tested for label in list_labels(rows.task, answer)):
         sampled = "" if rows.task.max_clips is None else "; raise max_clips, or leave it out"
         raise UserError(
             f"task {rows.name}: no test label, such as '{lost[0].label}', occurs in its training rows"
