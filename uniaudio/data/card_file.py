@@ -188,16 +188,12 @@ class CardFile(Strict):
     """Splits by name."""
 
     @model_validator(mode="after")
-    def check_windows(self) -> CardFile:
+    def check_what_goes_together(self) -> CardFile:
         if self.long_clips is not None and self.long_clips.how == "windows" and len(self.audio) > 1:
             raise ValueError(
                 "long_clips: only a single clip can be cut into windows, but `audio` names "
                 "several; use crop or skip"
             )
-        return self
-
-    @model_validator(mode="after")
-    def check_columns(self) -> CardFile:
         each = [name for name, made in self.columns.items() if isinstance(made, FirstOfFile) and made.each]
         if len(each) > 1:
             raise ValueError(
@@ -208,10 +204,6 @@ class CardFile(Strict):
             raise ValueError(
                 f"splits: `files` need a single place of kind {' or '.join(SEVERAL)} under `load`"
             )
-        return self
-
-    @model_validator(mode="after")
-    def check_segment(self) -> CardFile:
         if isinstance(self.segment, SegmentFile) and len(self.audio) > 1:
             raise ValueError("segment: gives the times of one clip, but `audio` names several")
         return self

@@ -138,7 +138,7 @@ class PartStream(JumpStream):
 
 @dataclass(frozen=True)
 class EncodedBytes:
-    """Encoded audio in memory, read like a file."""
+    """Encoded audio in memory, read as a ``RemoteClip`` is."""
 
     data: bytes | memoryview
 
@@ -147,12 +147,11 @@ class EncodedBytes:
         return len(self.data)
 
     def read(self, first: int, count: int) -> bytes:
-        """Return ``count`` of the bytes from ``first`` on, fewer at the end."""
         return bytes(self.data[first : first + count])
 
 
 class OpenFile:
-    """A file on disk, read at any place; libsndfile gets its own descriptor of it.
+    """A file on disk, read as a ``RemoteClip`` is; libsndfile gets its own descriptor of it.
 
     Args:
         is_whole: whether to read a small file at once, which is quicker where it is decoded as a whole.
@@ -171,7 +170,6 @@ class OpenFile:
             self.file.close()
 
     def read(self, first: int, count: int) -> bytes:
-        """Return ``count`` of the bytes from ``first`` on, fewer at the end."""
         if self.content:
             return self.content[first : first + count]
         return os.pread(self.file.fileno(), count, first)

@@ -181,16 +181,12 @@ def open_pair(
     """Read card and templates of a line and check its split, number of clips and constants."""
     try:
         card = load_card(line.dataset, near / "datasets" if (near / "datasets").is_dir() else near)
+        card.split(line.split)
         templates = tuple(load_template(name, near) for name in names)
     except UserError as problem:
         raise UserError(f"{where}: {problem}") from problem
     if len({template.task for template in templates}) < len(templates):
         raise UserError(f"{where}: the same template is listed twice; each question is asked once per clip")
-    if line.split not in card.splits:
-        raise UserError(
-            f"{where}: dataset {card.name} has no split '{line.split}'"
-            f"{suggest_name(line.split, card.splits)}; splits: {', '.join(card.splits)}"
-        )
     for template in templates:
         if len(card.audio) != template.num_clips:
             raise UserError(

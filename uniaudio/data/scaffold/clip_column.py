@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import os
 import re
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from uniaudio.data.column_names import CLIPS, IDS, find_named
-from uniaudio.data.importers.base import read_json_rows
 from uniaudio.data.sources.folder_walk import is_clip
-from uniaudio.data.sources.manifest import read_table
+from uniaudio.data.sources.manifest import read_jsonl, read_table
 from uniaudio.data.sources.paths import is_remote
 from uniaudio.data.sources.tar import IN_ARCHIVE
 from uniaudio.errors import RowError, UserError, convert_to_user_error
@@ -28,17 +25,12 @@ def read_manifest_head(file: Path, is_table: bool) -> list[dict[str, Any]]:
     """Return the first rows of a manifest.
 
     Raises:
-        UserError: when there is none.
+        UserError: when there is none, or the file holds one JSON list.
     """
-    skipped: Counter[str] = Counter()
-    read = read_table(file) if is_table else read_json_rows(file, skipped)
-    rows = [row for row in islice(read, 2 * LOOKED_AT) if not isinstance(row, RowError)][:LOOKED_AT]
+    read = read_table(file) if is_table else read_jsonl(file)
+    rows = [row for row in read[: 2 * LOOKED_AT] if not isinstance(row, RowError)][:LOOKED_AT]
     if not rows:
         raise UserError(f"{file} has no rows; it needs one line per recording")
-    if not is_table:
-        with convert_to_user_error(f"{file}: cannot be read"), file.open("rb") as stream:
-            if stream.read(1) == b"[":
-                raise UserError(f"{file} is one JSON list; write one object per line (JSON Lines)")
     return rows
 
 

@@ -110,7 +110,7 @@ def find_folder_layout(folder: Path) -> Layout:
                     f"{folder} has a layout for which there is an importer; use `uniaudio data "
                     f"import {importer} {folder} -o DIR`"
                 )
-    manifests = [file for file in files if find_kind(file) == "manifest"]
+    manifests = [file for file in files if is_manifest(file)]
     beside = [file for file in manifests if file.parent == folder]
     if beside and not has_metadata:
         return find_manifest_layout(name_manifests(beside, folder), folder)
@@ -121,7 +121,7 @@ def find_folder_layout(folder: Path) -> Layout:
     if any(file.name == "wav.scp" for file in files):
         splits = name_folders(folder)
         return Layout({"kaldi": str(folder)}, "a Kaldi data directory", splits)
-    if any(find_kind(file) == "clip" for file in files):
+    if any(is_clip(file.name) for file in files):
         if len(manifests) == 1 and not has_metadata:  # such as meta/esc50.csv beside audio/
             return find_manifest_layout({ONLY_SPLIT: manifests[0]}, manifests[0])
         what = "a folder of clips with metadata files" if has_metadata else "a folder of clips"
@@ -138,12 +138,9 @@ def find_folder_layout(folder: Path) -> Layout:
     )
 
 
-def find_kind(file: Path) -> str:
-    """Return what a file is by its name: a manifest, a clip, or something else."""
-    name = file.name.lower()
-    if name.endswith(LISTS[:1] + LISTS[2:] + TABLES) and file.name not in METADATA:
-        return "manifest"
-    return "clip" if is_clip(name) else "other"
+def is_manifest(file: Path) -> bool:
+    """Return whether a file is a manifest by its name."""
+    return file.name.lower().endswith(LISTS[:1] + LISTS[2:] + TABLES) and file.name not in METADATA
 
 
 def name_folders(folder: Path) -> tuple[str, ...]:

@@ -15,7 +15,8 @@ from uniaudio.data.field_values import Classes, ClassIndex
 MOST_CLASSES = 1000  # that are scored one by one for every clip without being stated anywhere
 
 Naming = Callable[[Any], Any]
-README, INFOS = "README.md", "dataset_infos.json"
+README = "README.md"
+INFOS = "dataset_infos.json"  # features as `datasets` wrote them before they stood in README.md
 ABOVE = 2  # folders over that of a table in which the files are looked for, as of data/CONFIG/train.parquet
 
 

@@ -17,10 +17,10 @@ from huggingface_hub.hf_api import RepoFile
 
 from uniaudio.config.nearest import suggest_name
 from uniaudio.data.card_file import Load
+from uniaudio.data.sources.class_names import INFOS
 from uniaudio.errors import UserError
 from uniaudio.hub_client import call_hub, convert_hub_errors
 
-OLD_INFOS = "dataset_infos.json"  # features as `datasets` wrote them before they stood in README.md
 SHOWN = 5  # files that a message names
 READ_BY_DATASETS = (".huggingface.yaml",)  # settings beside README.md, which only `datasets` understands
 LISTED_WHOLE = 50_000  # files; where there are more, the description of a repository may leave some out
@@ -156,12 +156,12 @@ class HubRepository:
         if self.metadata.get("dataset_info"):
             infos = DatasetInfosDict.from_dataset_card_data(DatasetCardData(**self.metadata))
             features = {name: info.features.to_dict() for name, info in infos.items() if info.features}
-        elif OLD_INFOS in self.files:
+        elif INFOS in self.files:
             with convert_hub_errors(
-                f"{self.name}: {OLD_INFOS} cannot be read", self.name, self.commit, "dataset"
+                f"{self.name}: {INFOS} cannot be read", self.name, self.commit, "dataset"
             ):
                 file = call_hub(
-                    lambda: hf_hub_download(self.name, OLD_INFOS, repo_type="dataset", revision=self.commit)
+                    lambda: hf_hub_download(self.name, INFOS, repo_type="dataset", revision=self.commit)
                 )
                 with open(file, "rb") as stream:
                     stored = orjson.loads(stream.read())

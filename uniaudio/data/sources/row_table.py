@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, overload
 
 from uniaudio.config.path_variables import get_cache_root
+from uniaudio.data.sources.base import hash_values
 from uniaudio.errors import RowError
 
 SHARED_BYTES = 8 << 20  # of a manifest: a smaller one is read by every process, within a tenth of a second
@@ -115,7 +116,7 @@ def share_listing(
     with file.open("rb") as stream:
         content = hashlib.file_digest(stream, "blake2b").hexdigest()
     # how a table is cut depends on its suffix, too
-    index = folder / f"{hash_facts([*facts, file.suffix.lower(), content])}.json"
+    index = folder / f"{hash_values([hash_code(), *facts, file.suffix.lower(), content])}.json"
     with take_turns(index):
         if (table := open_table(index)) is not None:
             return table
@@ -133,8 +134,8 @@ def share_fingerprint(rows: Sequence[NamedRow], columns: Collection[str], comput
     """
     if not isinstance(rows, RowTable) or rows.objects:
         return compute()
-    facts = [rows.path.stem, rows.schemas, sorted(columns)]
-    file = rows.path.with_name(f"{hash_facts(facts)}.fingerprint")
+    facts = [hash_code(), rows.path.stem, rows.schemas, sorted(columns)]
+    file = rows.path.with_name(f"{hash_values(facts)}.fingerprint")
     with take_turns(file):
         with contextlib.suppress(OSError):
             os.utime(file)
@@ -142,11 +143,6 @@ def share_fingerprint(rows: Sequence[NamedRow], columns: Collection[str], comput
         fingerprint = compute()
         keep_text(file, fingerprint)
         return fingerprint
-
-
-def hash_facts(facts: Sequence[Any]) -> str:
-    """Return a short hash of plain values and of the code that reads rows."""
-    return hashlib.blake2b(json.dumps([hash_code(), *facts]).encode(), digest_size=16).hexdigest()
 
 
 @contextlib.contextmanager

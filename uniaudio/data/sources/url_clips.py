@@ -43,15 +43,12 @@ class UrlClip(RemoteClip):
 
     @property
     def size(self) -> int:
-        """Bytes of the file."""
         return OPENED.open(self).size
 
     def read(self, first: int, count: int) -> bytes:
-        """Return ``count`` of the bytes from ``first`` on, fewer at the end."""
         return OPENED.open(self).read(first, count)
 
     def fetch(self) -> Path | bytes:
-        """Return the whole file, in the cache or in memory."""
         return OPENED.open(self).fetch()
 
 
@@ -143,7 +140,7 @@ class OpenedClip:
         return read_store_range(self.clip.url, first, count, self.clip.timeout)
 
     def fetch(self) -> Path | bytes:
-        """See ``UrlClip.fetch``."""
+        """Return the whole file, in the cache or in memory."""
         with self.lock:
             if self.content is None:
                 self.keep(call_patiently(lambda: self.read_range(0, self.size), self.clip.url))
