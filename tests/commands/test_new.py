@@ -163,6 +163,14 @@ def test_manifests_of_splits_under_the_other_suffix_of_json_lines(tmp_path, plac
     assert (len(train), len(test)) == (5, 3)
 
 
+def test_numbers_that_json_does_not_have_cost_no_row(tmp_path, place):
+    """Python and pandas write NaN for a missing number, here in every row."""
+    rows = [{"label": "ab"[n % 2], "pitch": float("nan")} for n in range(10)]
+    write_manifest(place, rows)
+    train, test = read_sides(new(tmp_path, place, label="label")[1])
+    assert len(train) + len(test) == 10
+
+
 def test_clips_on_both_sides_of_the_splits_of_the_data_are_noted(tmp_path, place):
     rows = [{"audio": f"clips/{n}.wav", "label": "ab"[n % 2]} for n in range(8)]
     write_manifest(place, rows[:6], "train.jsonl")
@@ -686,6 +694,10 @@ def without_paths(folder):
     write_jsonl(folder / "manifest.jsonl", [{"label": "a"}, {"label": "b"}])
 
 
+def of_one_list(folder):
+    (folder / "manifest.jsonl").write_text('[{"audio": "a.wav", "label": "a"}]')
+
+
 def of_two_kinds(folder):
     for name in ("train.jsonl", "test.csv"):
         write_manifest(folder, [{"label": "ab"[n % 2]} for n in range(4)], name)
@@ -717,6 +729,7 @@ def broken(folder):
         (unnamed, "it is not clear which column is the answer; name it .*: x, y"),
         (without_clips, r"`audio` names gone\.wav, which is not in any folder near it"),
         (without_paths, "no column names the recordings; the columns are label"),
+        (of_one_list, r"manifest\.jsonl: holds a JSON list; write one object per line"),
         (
             of_two_kinds,
             r"contains tables and JSON Lines \(test\.csv, train\.jsonl\), but a card loads one kind",
