@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -75,26 +75,23 @@ def make_naming(feature: Any) -> Naming | None:
         feature = {"feature": feature[0], "_type": "List"}
     if not isinstance(feature, Mapping):
         return None
-    if feature.get("_type") == "ClassLabel":
-        names = read_class_names(feature)
-        return None if names is None else make_class_naming(names)
+    if (names := read_class_names(feature)) is not None:
+        return partial(name_class, names=names)
     if "feature" in feature:
         inner = make_naming(feature["feature"])
-        return None if inner is None else lambda value: name_items(value, inner)
+        return None if inner is None else partial(name_items, naming=inner)
     inside = make_column_namings({name: part for name, part in feature.items() if not name.startswith("_")})
-    return (lambda value: name_class_columns(value, inside)) if inside else None
+    return partial(name_class_columns, namings=inside) if inside else None
 
 
-def make_class_naming(names: list[str]) -> Naming:
-    def name_class(value: Any) -> Any:
-        if isinstance(value, float) and value.is_integer():
-            value = int(value)  # pandas makes floats of a column with gaps
-        if not isinstance(value, int) or isinstance(value, bool):
-            return value
-        # -1 is what `datasets` stores for rows whose class is not known
-        return ClassIndex(value, names[value]) if 0 <= value < len(names) else None
-
-    return name_class
+def name_class(value: Any, names: Sequence[str]) -> Any:
+    """Return the number of a class with its name; anything else as it is."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)  # pandas makes floats of a column with gaps
+    if not isinstance(value, int) or isinstance(value, bool):
+        return value
+    # -1 is what `datasets` stores for rows whose class is not known
+    return ClassIndex(value, names[value]) if 0 <= value < len(names) else None
 
 
 def name_items(value: Any, naming: Naming) -> Any:

@@ -11,7 +11,7 @@ from typing import BinaryIO, Generic, TypeVar
 
 import pyarrow
 
-from uniaudio.data.sources.http import BLOCK
+from uniaudio.data.sources.http import BLOCK, skip_bytes
 from uniaudio.data.sources.paths import find_codec, is_remote
 from uniaudio.data.sources.url_files import convert_source_errors, open_onwards
 
@@ -57,11 +57,7 @@ def open_decompressed(place: str, offset: int, timeout: float) -> BinaryIO:
         BrokenShardError, OSError: as ``DecompressedFile``.
     """
     stream = io.BufferedReader(DecompressedFile(place, timeout), BLOCK)
-    while offset > 0:
-        passed = len(stream.read(min(offset, BLOCK)))
-        if not passed:
-            break  # the file became shorter: what follows is found to be cut
-        offset -= passed
+    skip_bytes(stream, offset)  # where the file became shorter, what follows is found to be cut
     return stream
 
 

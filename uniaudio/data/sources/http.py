@@ -15,7 +15,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, BinaryIO
 from urllib.parse import quote
 
 from huggingface_hub import constants
@@ -240,6 +240,12 @@ def check_answer(url: str, first: int, last: int | None, answer: Any) -> Part:
     return Part(answer, first, length, total)
 
 
+def skip_bytes(stream: io.RawIOBase | BinaryIO, count: int) -> None:
+    """Read so many bytes without use, fewer at the end."""
+    while count > 0 and (data := stream.read(min(count, BLOCK))):
+        count -= len(data)
+
+
 class HttpStream(io.RawIOBase):
     """A file at an http(s) URL, read onwards from an offset.
 
@@ -255,15 +261,9 @@ class HttpStream(io.RawIOBase):
         part = request_part(url, offset, None, timeout)
         self.answer, self.left, self.size = part.answer, part.length, part.total
         self.serves_parts = getattr(part.answer, "status", 206) == 206
-        self.drop(offset - part.first)
-
-    def drop(self, count: int) -> None:
-        """Read on without use: simple servers send the whole file, whatever part is asked for."""
-        while count:
-            dropped = self.read(min(count, BLOCK))
-            if not dropped:
-                return
-            count -= len(dropped)
+        skip_bytes(
+            self, offset - part.first
+        )  # simple servers send the whole file, whatever part is asked for
 
     def readable(self) -> bool:
         return True
