@@ -102,7 +102,14 @@ def result_of(accuracy, uar, metric="accuracy"):
         name: {"mean": mean, "std": 0.01}
         for name, mean in {"accuracy": accuracy, "uar": uar, "macro_f1": 0.4}.items()
     }
-    facts = {"domain": "speech", "metric": metric, "skipped": [], "notices": {}, "placeholders": {}}
+    facts = {
+        "kind": "clip",
+        "domain": "speech",
+        "metric": metric,
+        "skipped": [],
+        "notices": {},
+        "placeholders": {},
+    }
     return {
         "suite": "emotions",
         "protocol": "masked",
