@@ -66,10 +66,10 @@ def test_whitening_equals_loops_for_few_clips_and_for_many(count):
     train, others = draw(count, 12), draw(9, 12, seed=1)
     white = fit_whitening(torch.from_numpy(train)).apply(torch.from_numpy(others))
     np.testing.assert_allclose(white, whiten_in_loops(train, others), rtol=1e-4, atol=1e-4)
-    own = fit_whitening(torch.from_numpy(train)).apply(torch.from_numpy(train)).double()
-    assert own.mean(0).abs().max() < 1e-5
+    trained = fit_whitening(torch.from_numpy(train)).apply(torch.from_numpy(train)).double()
+    assert trained.mean(0).abs().max() < 1e-5
     if count > 12:
-        assert own.square().mean() == pytest.approx(1, rel=1e-5)
+        assert trained.square().mean() == pytest.approx(1, rel=1e-5)
 
 
 @pytest.mark.parametrize("vectors", [torch.randn(1, 4), torch.full((9, 4), 0.1), torch.zeros(3, 4)])
@@ -125,7 +125,7 @@ def tones(tone_run: Path, monkeypatch) -> Path:
     return tone_run.parent
 
 
-def test_the_command_whitens_every_model_by_its_own_training_clips(tones, monkeypatch):
+def test_the_command_whitens_every_model_by_its_embeddings_of_the_training_clips(tones, monkeypatch):
     models = ["whisper", "random:whisper"]
     plain = run_probe(models, ["tones=tones"], seeds=1)
     assert plain["whitened"] is False

@@ -75,8 +75,10 @@ def find_lost_classes(
     """
     usable = set(kept.tolist())
     names = list(parts) if task.folds is not None else list(dict.fromkeys((task.train, task.test)))
-    before = {name: count_classes(task, answers, parts[name].tolist()) for name in names}
-    after = {name: count_classes(task, answers, usable.intersection(parts[name].tolist())) for name in names}
+    before = {name: count_class_rows(task, answers, parts[name].tolist()) for name in names}
+    after = {
+        name: count_class_rows(task, answers, usable.intersection(parts[name].tolist())) for name in names
+    }
     lost = [
         LostClass(label, name, rows)
         for name in names
@@ -96,7 +98,7 @@ def find_untrained_classes(
     Args:
         answers, parts: as in ``TaskRows``.
     """
-    counts = {part: count_classes(task, answers, rows.tolist()) for part, rows in parts.items()}
+    counts = {part: count_class_rows(task, answers, rows.tolist()) for part, rows in parts.items()}
     lost = []
     for part in [task.test] if task.folds is None else list(parts):
         others = [task.train] if task.folds is None else [other for other in parts if other != part]
@@ -109,7 +111,7 @@ def find_untrained_classes(
     return sorted(lost, key=lambda one: (one.split, one.label))
 
 
-def count_classes(task: TaskFile, answers: Sequence[object], rows: Iterable[int]) -> Counter[str]:
+def count_class_rows(task: TaskFile, answers: Sequence[object], rows: Iterable[int]) -> Counter[str]:
     """Return in how many of some rows each class occurs."""
     return Counter(label for row in rows for label in set(list_labels(task, answers[row])))
 
