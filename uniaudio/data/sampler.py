@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, wait
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 from weakref import WeakSet
 
@@ -20,6 +21,7 @@ from uniaudio.data.sources.base import (
     Place,
     Row,
     ShardedSource,
+    read_row_or_error,
 )
 from uniaudio.data.sources.retries import MAX_OUTAGE, read_patiently
 from uniaudio.errors import RowError, UserError, convert_to_row_error
@@ -53,14 +55,8 @@ def cut_rows(rows: Iterable[Row | RowError], cut: Cut) -> list[Row | RowError]:
     """Return the windows of rows in order; a row whose clip cannot be cut comes as its error."""
     pieces: list[Row | RowError] = []
     for row in rows:
-        if isinstance(row, RowError):
-            pieces.append(row)
-            continue
-        try:
-            with convert_to_row_error("unreadable row", row.key, row.key):
-                pieces += cut(row)
-        except RowError as problem:
-            pieces.append(problem)
+        divided = row if isinstance(row, RowError) else read_row_or_error(partial(cut, row), row.key)
+        pieces += [divided] if isinstance(divided, RowError) else divided
     return pieces
 
 

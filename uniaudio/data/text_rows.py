@@ -48,7 +48,7 @@ def read_text_rows(source: Source, card: DatasetCard) -> TextRows:
     """Return all rows of a split of a card, or a sample that is spread over it where they are many or far away."""
     if isinstance(source, IndexedSource):
         if source.size <= MOST_ROWS:
-            return TextRows([source.shard_text_rows(0)], MOST_ROWS, source.size)
+            return TextRows([source.rows()], MOST_ROWS, source.size)
         chosen = (i * source.size // MOST_ROWS for i in range(MOST_ROWS))
         what = f"{MOST_ROWS:,} rows, spread over {source.size:,}"
         return TextRows([map(source.read_row_or_error, chosen)], MOST_ROWS, MOST_ROWS, what, is_cut=True)

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +26,7 @@ from uniaudio.types import SAMPLE_RATE
 BROKEN_SHARD = "broken shard"  # the reason of a row error that stands for the rest of a shard
 UNREAD = b""  # a clip in a row that is only read for what it says
 
-
+Result = TypeVar("Result")
 ClipSamples = NDArray[np.int16]  # samples [S] at 16 kHz
 TOLERANCE, TOLERANCE_SHARE = 0.1, 0.02  # seconds, and share of a stated length, that it may be wrong by
 
@@ -154,16 +154,10 @@ class IndexedSource(RowSource):
 
     def read_row_or_error(self, index: int) -> Row | RowError:
         """Return a row by its index, or why it cannot be used, whatever was raised."""
-        row = read_row_or_error(lambda: self.row(index), f"row {index}")
-        assert row is not None
-        return row
+        return read_row_or_error(lambda: self.row(index), f"row {index}")
 
     def rows(self) -> Iterator[Row | RowError]:
         return map(self.read_row_or_error, range(self.size))
-
-    def shard_text_rows(self, shard: int) -> Iterator[Row | RowError]:
-        """Yield all rows: their clips are files, of which nothing is read here."""
-        return self.rows()
 
 
 class ShardedSource(RowSource):
@@ -238,8 +232,8 @@ class ShardedSource(RowSource):
 Source = IndexedSource | ShardedSource
 
 
-def read_row_or_error(make: Callable[[], Row | None], key: str) -> Row | RowError | None:
-    """Return what a source makes of one row, or why it cannot be used, whatever was raised.
+def read_row_or_error(make: Callable[[], Result], key: str) -> Result | RowError:
+    """Return what is made of one row, or why it cannot be used, whatever was raised.
 
     Args:
         key: of the row, for the errors that are returned.
