@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice, pairwise
@@ -23,7 +23,7 @@ from uniaudio.data.recipe_entries import Entry, RecipeEntry, open_entry
 from uniaudio.data.skipped_rows import BrokenShard
 from uniaudio.data.sources.base import BROKEN_SHARD, IndexedSource, Row, Source
 from uniaudio.data.template_file import JOINED_METRICS
-from uniaudio.data.text_rows import read_text_rows
+from uniaudio.data.text_rows import read_text_rows, spread_rows
 from uniaudio.errors import RowError, UserError, escape_text
 
 COUNTED_AT_ONCE = 2000  # rows between two updates of the bar
@@ -213,12 +213,11 @@ def list_identities(row: Row) -> list[Identity]:
 
 def sample_clip_lengths(source: Source) -> list[float]:
     """Return the lengths of a few clips, spread over the source where that is possible."""
-    rows: Iterator[Row | RowError]
-    if isinstance(source, IndexedSource):
-        number = min(HEADERS, source.size)
-        rows = (source.read_row_or_error(i * source.size // number) for i in range(number))
-    else:
-        rows = islice(source.rows(), HEADERS // 5)
+    rows = (
+        spread_rows(source, HEADERS)
+        if isinstance(source, IndexedSource)
+        else islice(source.rows(), HEADERS // 5)
+    )
     lengths: list[float] = []
     for row in rows:
         if isinstance(row, Row):

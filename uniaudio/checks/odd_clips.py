@@ -11,7 +11,7 @@ from uniaudio.data.audio import ADVICE
 from uniaudio.data.card import DatasetCard
 from uniaudio.data.sources.base import IndexedSource, Row, Source, decode_clips
 from uniaudio.data.sources.folder_walk import describe_left_out
-from uniaudio.data.text_rows import is_slow, spread_over
+from uniaudio.data.text_rows import is_slow, spread_over, spread_rows
 from uniaudio.errors import RowError
 from uniaudio.types import SAMPLE_RATE
 
@@ -81,9 +81,7 @@ def iterate_spread_rows(source: Source, card: DatasetCard, first: int) -> Iterat
     """
     rows: Iterable[object] = ()
     if isinstance(source, IndexedSource):
-        left = source.size - first
-        count = min(ROWS_SPREAD, left)
-        rows = (source.read_row_or_error(first + i * left // count) for i in range(count))
+        rows = spread_rows(source, ROWS_SPREAD, first)
     elif not is_slow(source.shards, card):
         shards = [shard for shard in spread_over(len(source.shards)) if shard][:ROWS_SPREAD]
         kept = (

@@ -49,9 +49,8 @@ def read_text_rows(source: Source, card: DatasetCard) -> TextRows:
     if isinstance(source, IndexedSource):
         if source.size <= MOST_ROWS:
             return TextRows([source.rows()], MOST_ROWS, source.size)
-        chosen = (i * source.size // MOST_ROWS for i in range(MOST_ROWS))
         what = f"{MOST_ROWS:,} rows, spread over {source.size:,}"
-        return TextRows([map(source.read_row_or_error, chosen)], MOST_ROWS, MOST_ROWS, what, is_cut=True)
+        return TextRows([spread_rows(source, MOST_ROWS)], MOST_ROWS, MOST_ROWS, what, is_cut=True)
     order = spread_over(len(source.shards))
     if is_slow(source.shards, card):
         order, total = order[:SLOW_SHARDS], len(order)
@@ -69,6 +68,13 @@ def is_slow(shards: tuple[str, ...], card: DatasetCard) -> bool:
     if card.load.kind == "hub" and not card.is_local:
         return True
     return any(is_remote(place) or find_codec(place) is not None for place in shards)
+
+
+def spread_rows(source: IndexedSource, most: int, first: int = 0) -> Iterator[Row | RowError]:
+    """Return up to ``most`` rows that are spread over those from row ``first`` on."""
+    left = source.size - first
+    count = min(most, left)
+    return (source.read_row_or_error(first + i * left // count) for i in range(count))
 
 
 def spread_over(count: int) -> list[int]:

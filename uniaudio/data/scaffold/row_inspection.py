@@ -25,7 +25,7 @@ from uniaudio.data.scaffold.layouts import Layout
 from uniaudio.data.sources.base import IndexedSource, Row, Source
 from uniaudio.data.sources.folder_walk import describe_left_out
 from uniaudio.data.sources.source_kinds import open_source
-from uniaudio.data.text_rows import is_slow, read_text_rows
+from uniaudio.data.text_rows import is_slow, read_text_rows, spread_rows
 from uniaudio.errors import RowError, UserError
 
 MEASURED, MEASURED_FAR = 200, 20  # clips of a split whose length is read; over a network
@@ -104,8 +104,7 @@ def read_split(layout: Layout, split: str, place: str, console: Console) -> Spli
 def choose_measured_rows(source: Source, card: DatasetCard) -> Iterator[Row | RowError]:
     """Yield rows, with their clips, whose lengths speak for all."""
     if isinstance(source, IndexedSource):
-        number = min(MEASURED, source.size)
-        return (source.read_row_or_error(i * source.size // number) for i in range(number))
+        return spread_rows(source, MEASURED)
     return islice(source.rows(), MEASURED_FAR if is_slow(source.shards, card) else MEASURED)
 
 
