@@ -13,7 +13,6 @@ from uniaudio.config.path_variables import VARIABLE, allow_environment, expand_p
 from uniaudio.config.records import build
 from uniaudio.config.run import RunConfig
 from uniaudio.config.search_paths import find_file, make_portable_name
-from uniaudio.config.stages import Stage
 from uniaudio.config.strict_yaml import load_yaml
 from uniaudio.config.trust import NO_TRUST, Trust, read_remembered_trust
 from uniaudio.errors import UserError
@@ -40,39 +39,24 @@ def expand_paths(config: RunConfig, path: Path, environment: bool = True, name: 
         texts[resolved] = text
         return resolved
 
-    encoders = {
-        name: encoder.model_copy(update={"path": expand_text_path(encoder.path, f"encoders.{name}.path")})
-        if encoder.path
-        else encoder
-        for name, encoder in config.encoders.items()
-    }
-    decoder = config.decoder.model_copy(
-        update={"path": expand_text_path(config.decoder.path, "decoder.path")}
-    )
-    small = decoder.miniature
-    if small is not None and small.extra_texts is not None:
-        extra = expand_text_path(small.extra_texts, "decoder.miniature.extra_texts")
-        decoder = decoder.model_copy(update={"miniature": small.model_copy(update={"extra_texts": extra})})
-    stages = tuple(make_recipes_portable(stage, path.parent) for stage in config.stages)
-    guard = config.guard
-    if guard is not None:
-        sets = {name: expand_text_path(folder, f"guard.sets.{name}") for name, folder in guard.sets.items()}
-        guard = guard.model_copy(update={"sets": sets})
-    changed = config.model_copy(
-        update={"encoders": encoders, "decoder": decoder, "stages": stages, "guard": guard}
-    )
+    values = config.model_dump(mode="json")
+    for key, encoder in values["encoders"].items():
+        if encoder["path"]:
+            encoder["path"] = expand_text_path(encoder["path"], f"encoders.{key}.path")
+    decoder, guard = values["decoder"], values["guard"]
+    decoder["path"] = expand_text_path(decoder["path"], "decoder.path")
+    small = decoder["miniature"]
+    if small is not None and small["extra_texts"] is not None:
+        small["extra_texts"] = expand_text_path(small["extra_texts"], "decoder.miniature.extra_texts")
+    for stage in values["stages"]:
+        for part in (stage, stage["continual"]["ewc"] or {}):
+            if part.get("recipe") is not None:
+                part["recipe"] = make_portable_name("recipe", part["recipe"], path.parent)
+    for key, folder in ({} if guard is None else guard["sets"]).items():
+        guard["sets"][key] = expand_text_path(folder, f"guard.sets.{key}")
+    changed = RunConfig.model_validate(values)
     changed._written = texts
     return changed
-
-
-def make_recipes_portable(stage: Stage, near: Path) -> Stage:
-    """Let a stage name its recipes so that they are found from any folder."""
-    changes: dict[str, Any] = {"recipe": make_portable_name("recipe", stage.recipe, near)}
-    ewc = stage.continual.ewc
-    if ewc is not None and ewc.recipe is not None:
-        ewc = ewc.model_copy(update={"recipe": make_portable_name("recipe", ewc.recipe, near)})
-        changes["continual"] = stage.continual.model_copy(update={"ewc": ewc})
-    return stage.model_copy(update=changes)
 
 
 def load_run(path_or_name: str | Path, overrides: Overrides = (), trust: Trust = NO_TRUST) -> RunConfig:
