@@ -196,10 +196,8 @@ def find_domains(recipes: Sequence[Recipe]) -> dict[str, str]:
     """Return the domain of every dataset, from a template that asks about it."""
     domains: dict[str, str] = {}
     for recipe in recipes:
-        for line in recipe.train:
-            domains.setdefault(line.dataset.name, line.templates[0].domain)
-        for entry in recipe.evaluate:
-            domains.setdefault(entry.dataset.name, entry.template.domain)
+        for entry in (*recipe.train, *recipe.evaluate):
+            domains.setdefault(entry.dataset.name, entry.templates[0].domain)
     return domains
 
 

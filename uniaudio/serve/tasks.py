@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,7 +35,8 @@ def list_tasks(recipes: Sequence[Recipe]) -> list[TrainedTask]:
     recipe are filled in.
     """
     tasks: dict[str, TrainedTask] = {}
-    for template, constants in iterate_templates(recipes):
+    entries = [entry for recipe in recipes for entry in (*recipe.train, *recipe.evaluate)]
+    for template, constants in ((t, entry.constants) for entry in entries for t in entry.templates):
         known = tasks.get(template.task)
         wordings = dict.fromkeys(
             [*(known.wordings if known else ()), *render_fixed_wordings(template, constants)]
@@ -49,16 +50,6 @@ def list_tasks(recipes: Sequence[Recipe]) -> list[TrainedTask]:
                 template.task, template.domain, tuple(wordings), labels, template.scoring.likelihood
             )
     return sorted(tasks.values(), key=lambda task: (task.domain, task.task))
-
-
-def iterate_templates(recipes: Sequence[Recipe]) -> Iterable[tuple[Template, Mapping[str, Any]]]:
-    """Yield the templates of all entries with their constants, trained ones before those that are only evaluated."""
-    for recipe in recipes:
-        for entry in recipe.train:
-            for template in entry.templates:
-                yield template, entry.constants
-        for evaluation in recipe.evaluate:
-            yield evaluation.template, evaluation.constants
 
 
 def render_fixed_wordings(template: Template, constants: Mapping[str, Any]) -> list[str]:

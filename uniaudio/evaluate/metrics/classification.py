@@ -104,20 +104,18 @@ def compute_reliability(confidence: Array, right: NDArray[np.bool_]) -> list[dic
         the means ``confidence`` and ``accuracy``, 0 where there are no clips.
     """
     place = find_bins(confidence)
-    rows = []
-    for index in range(BINS):
-        in_bin = place == index
-        count = int(in_bin.sum())
-        rows.append(
-            {
-                "low": index / BINS,
-                "high": (index + 1) / BINS,
-                "count": count,
-                "confidence": float(confidence[in_bin].mean()) if count else 0.0,
-                "accuracy": float(right[in_bin].mean()) if count else 0.0,
-            }
-        )
-    return rows
+    counts = np.bincount(place, minlength=BINS)
+    means = [np.bincount(place, each, BINS) / np.maximum(counts, 1) for each in (confidence, right)]
+    return [
+        {
+            "low": index / BINS,
+            "high": (index + 1) / BINS,
+            "count": int(count),
+            "confidence": float(confident),
+            "accuracy": float(correct),
+        }
+        for index, (count, confident, correct) in enumerate(zip(counts, *means, strict=True))
+    ]
 
 
 def compute_probabilities(log_likelihoods: Array, tokens: Sequence[int], likelihood: str) -> Array:
