@@ -15,7 +15,7 @@ from uniaudio.config.encoders import EncoderConfig
 from uniaudio.errors import UserError
 from uniaudio.export.onnx_file import find_stock_module
 from uniaudio.model.encoders.feature_extractor import ChunkedAudioEncoder
-from uniaudio.model.encoders.registry import EXPORTED, FAMILIES, LEFT_OUT, ULTRAVOX, load_audio_encoder
+from uniaudio.model.encoders.registry import FAMILIES, LEFT_OUT, load_audio_encoder
 from uniaudio.ragged import Ragged
 from uniaudio.train.engines.conflicts import refuse_uneven_calls
 
@@ -65,7 +65,7 @@ def test_the_left_out_are_those_of_the_list():
 def test_every_family_has_a_miniature():
     """Folders of ``uniaudio export`` and Ultravox, which only that writes, have tests of their own."""
     types = {make().config.model_type for make in MINIATURES.values()}
-    loaders = {FAMILIES[kind].loader for kind in types} | {ULTRAVOX.loader, EXPORTED.loader}
+    loaders = {FAMILIES[kind].loader for kind in (*types, "ultravox", "uniaudio")}
     assert loaders == {family.loader for family in FAMILIES.values()}
 
 

@@ -46,8 +46,7 @@ class GraniteSpeechAudioEncoder(TowerAudioEncoder):
     def run_model(self, waves: list[NDArray[np.float32]]) -> Tensor:
         bands = self.model.config.input_dim // 2
         pairs = compute_granite_features(torch.from_numpy(waves[0]), bands)
-        frames: Tensor = self.model(self.move_to_device(pairs[None])).last_hidden_state
-        return frames
+        return self.model(self.move_to_device(pairs[None])).last_hidden_state
 
 
 def compute_granite_features(wave: Tensor, bands: int) -> Tensor:
@@ -72,6 +71,8 @@ class SeamlessAudioEncoder(TowerAudioEncoder):
     are 50 per second, so there are no hidden states of the frames' rate.
     """
 
+    reads_mask = True
+
     def __init__(self, model: Any, extractor: Any, chunk_seconds: float = CHUNK_SECONDS) -> None:
         self.shortest = WINDOW + HOP  # a band's variance needs two filter-bank frames
         super().__init__(model, extractor, chunk_seconds)
@@ -94,14 +95,6 @@ class SeamlessAudioEncoder(TowerAudioEncoder):
             kernel = config.adaptor_kernel_size
             frames = count_convolved(frames, kernel, config.adaptor_stride, kernel // 2 * 2)
         return max(1, int(frames))
-
-    def run_model(self, waves: list[NDArray[np.float32]]) -> Tensor:
-        given = self.extractor(waves[0], sampling_rate=SAMPLE_RATE, return_tensors="pt")
-        frames: Tensor = self.model(
-            self.move_to_device(given.input_features),
-            attention_mask=self.move_to_device(given.attention_mask),
-        ).last_hidden_state
-        return frames
 
 
 class Gemma3nTowerEncoder(TowerAudioEncoder):
@@ -133,10 +126,8 @@ class Gemma3nTowerEncoder(TowerAudioEncoder):
 
     def run_model(self, waves: list[NDArray[np.float32]]) -> Tensor:
         given = self.extractor(waves, sampling_rate=SAMPLE_RATE, return_tensors="pt", truncation=False)
-        features = self.move_to_device(given.input_features)
         hidden_frames = ~self.move_to_device(given.input_features_mask).bool()
-        frames: Tensor = self.model(features, hidden_frames).last_hidden_state
-        return frames
+        return self.model(self.move_to_device(given.input_features), hidden_frames).last_hidden_state
 
 
 class Gemma4TowerEncoder(TowerAudioEncoder):
@@ -158,11 +149,8 @@ class Gemma4TowerEncoder(TowerAudioEncoder):
 
     def run_model(self, waves: list[NDArray[np.float32]]) -> Tensor:
         given = self.extractor(waves, sampling_rate=SAMPLE_RATE, return_tensors="pt", truncation=False)
-        frames: Tensor = self.model(
-            self.move_to_device(given.input_features),
-            self.move_to_device(given.input_features_mask).bool(),
-        ).last_hidden_state
-        return frames
+        mask = self.move_to_device(given.input_features_mask).bool()
+        return self.model(self.move_to_device(given.input_features), mask).last_hidden_state
 
 
 class Phi4AudioEncoder(TowerAudioEncoder):
@@ -183,8 +171,7 @@ class Phi4AudioEncoder(TowerAudioEncoder):
 
     def run_model(self, waves: list[NDArray[np.float32]]) -> Tensor:
         given = self.extractor(waves, sampling_rate=SAMPLE_RATE, return_tensors="pt")
-        frames: Tensor = self.model(self.move_to_device(given.audio_input_features), None)
-        return frames
+        return self.model(self.move_to_device(given.audio_input_features), None)
 
 
 class LasrAudioEncoder(TowerAudioEncoder):
@@ -205,76 +192,38 @@ class LasrAudioEncoder(TowerAudioEncoder):
             )
         return int(frames)
 
-    def run_model(self, waves: list[NDArray[np.float32]]) -> Tensor:
-        given = self.extractor(waves, sampling_rate=SAMPLE_RATE, return_tensors="pt")
-        frames: Tensor = self.model(self.move_to_device(given.input_features)).last_hidden_state
-        return frames
 
-
-SEAMLESS = "seamless_m4t.feature_extraction_seamless_m4t:SeamlessM4TFeatureExtractor"
-ENCODER, AUDIO = ("encoder_config",), ("audio_config",)
-IN_ENCODER, IN_TOWER = ("model.encoder.", "encoder."), ("model.audio_tower.", "audio_tower.")
+load_from_encoder = partial(load_tower, prefixes=("model.encoder.", "encoder."), sections=("encoder_config",))
 load_granite_speech = partial(
-    load_tower,
-    GraniteSpeechAudioEncoder,
-    "granite_speech.modeling_granite_speech:GraniteSpeechCTCEncoder",
-    None,
-    ENCODER,
-    IN_ENCODER,
+    load_from_encoder, GraniteSpeechAudioEncoder, "granite_speech:GraniteSpeechCTCEncoder", None
 )
 load_granite_speech_plus = partial(
-    load_tower,
-    GraniteSpeechAudioEncoder,
-    "granite_speech_plus.modeling_granite_speech_plus:GraniteSpeechPlusCTCEncoder",
-    None,
-    ENCODER,
-    IN_ENCODER,
+    load_from_encoder, GraniteSpeechAudioEncoder, "granite_speech_plus:GraniteSpeechPlusCTCEncoder", None
 )
-load_seamless = partial(
-    load_tower,
-    SeamlessAudioEncoder,
-    "seamless_m4t.modeling_seamless_m4t:SeamlessM4TSpeechEncoder",
-    SEAMLESS,
-    (),
-    ("speech_encoder.",),
-)
-load_seamless_v2 = partial(
-    load_tower,
-    SeamlessAudioEncoder,
-    "seamless_m4t_v2.modeling_seamless_m4t_v2:SeamlessM4Tv2SpeechEncoder",
-    SEAMLESS,
-    (),
-    ("speech_encoder.",),
+load_lasr = partial(load_from_encoder, LasrAudioEncoder, "lasr:LasrEncoder", "lasr:LasrFeatureExtractor")
+
+SEAMLESS = "seamless_m4t:SeamlessM4TFeatureExtractor"
+load_from_speech_encoder = partial(load_tower, SeamlessAudioEncoder, prefixes=("speech_encoder.",))
+load_seamless = partial(load_from_speech_encoder, "seamless_m4t:SeamlessM4TSpeechEncoder", SEAMLESS)
+load_seamless_v2 = partial(load_from_speech_encoder, "seamless_m4t_v2:SeamlessM4Tv2SpeechEncoder", SEAMLESS)
+
+load_from_audio_tower = partial(
+    load_tower, prefixes=("model.audio_tower.", "audio_tower."), sections=("audio_config",)
 )
 load_gemma3n = partial(
-    load_tower,
+    load_from_audio_tower,
     Gemma3nTowerEncoder,
-    "gemma3n.modeling_gemma3n:Gemma3nAudioEncoder",
-    "gemma3n.feature_extraction_gemma3n:Gemma3nAudioFeatureExtractor",
-    AUDIO,
-    IN_TOWER,
+    "gemma3n:Gemma3nAudioEncoder",
+    "gemma3n:Gemma3nAudioFeatureExtractor",
 )
 load_gemma4 = partial(
-    load_tower,
-    Gemma4TowerEncoder,
-    "gemma4.modeling_gemma4:Gemma4AudioModel",
-    "gemma4.feature_extraction_gemma4:Gemma4AudioFeatureExtractor",
-    AUDIO,
-    IN_TOWER,
+    load_from_audio_tower, Gemma4TowerEncoder, "gemma4:Gemma4AudioModel", "gemma4:Gemma4AudioFeatureExtractor"
 )
 load_phi4 = partial(
     load_tower,
     Phi4AudioEncoder,
-    "phi4_multimodal.modeling_phi4_multimodal:Phi4MultimodalAudioModel",
-    "phi4_multimodal.feature_extraction_phi4_multimodal:Phi4MultimodalFeatureExtractor",
-    AUDIO,
-    ("model.embed_tokens_extend.audio_embed.encoder.",),
-)
-load_lasr = partial(
-    load_tower,
-    LasrAudioEncoder,
-    "lasr.modeling_lasr:LasrEncoder",
-    "lasr.feature_extraction_lasr:LasrFeatureExtractor",
-    ENCODER,
-    IN_ENCODER,
+    "phi4_multimodal:Phi4MultimodalAudioModel",
+    "phi4_multimodal:Phi4MultimodalFeatureExtractor",
+    prefixes=("model.embed_tokens_extend.audio_embed.encoder.",),
+    sections=("audio_config",),
 )

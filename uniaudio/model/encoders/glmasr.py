@@ -16,7 +16,7 @@ from uniaudio.model.encoders.towers import fill_tower
 from uniaudio.model.encoders.whisper import WhisperAudioEncoder
 from uniaudio.ragged import Ragged
 
-STOCK = "glmasr.modeling_glmasr:GlmAsrEncoder"
+STOCK = "glmasr:GlmAsrEncoder"
 PREFIXES = ("model.audio_tower.", "audio_tower.")
 
 
@@ -98,5 +98,5 @@ def load_glmasr(path: str, revision: str | None = None, seed: int = 0, **setting
     Raises:
         UserError: when there is no such folder, or a tensor of the tower is missing or unknown.
     """
-    tower, _ = fill_tower(STOCK, ("audio_config",), PREFIXES, path, revision, seed)
+    tower, _ = fill_tower(STOCK, path, revision, seed, PREFIXES, ("audio_config",))
     return GlmAsrAudioEncoder(tower, **settings)

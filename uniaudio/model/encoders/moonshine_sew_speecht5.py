@@ -22,6 +22,8 @@ MOONSHINE_CONVOLUTIONS = ((127, 64), (7, 3), (3, 2))  # kernel and stride
 class WaveTowerEncoder(TowerAudioEncoder):
     """A tower whose convolutions read the waveform without padding it."""
 
+    features = "input_values"
+
     def __init__(self, model: PreTrainedModel, extractor: Any, chunk_seconds: float = CHUNK_SECONDS) -> None:
         # samples of as many frames as the layers pool
         self.shortest = getattr(model.config, "squeeze_factor", 1)
@@ -51,11 +53,6 @@ class WaveTowerEncoder(TowerAudioEncoder):
         frames = max(samples, self.least)
         for kernel, stride in list_convolutions(self.model.config):
             frames = count_convolved(frames, kernel, stride, 0)
-        return frames
-
-    def run_model(self, waves: list[NDArray[np.float32]]) -> Tensor:
-        given = self.extractor(waves[0], sampling_rate=SAMPLE_RATE, return_tensors="pt")
-        frames: Tensor = self.model(self.move_to_device(given.input_values)).last_hidden_state
         return frames
 
 
@@ -100,10 +97,15 @@ class SpeechT5AudioEncoder(WaveTowerEncoder):
 class MoonshineStreamingAudioEncoder(TowerAudioEncoder):
     """Moonshine's encoder for streaming, 50 frames per second; every layer sees a window around a frame."""
 
+    features = "input_values"
+    reads_mask = True
+
     def __init__(self, model: PreTrainedModel, extractor: Any, chunk_seconds: float = CHUNK_SECONDS) -> None:
         self.piece = round(model.config.sample_rate * model.config.frame_ms / 1000)  # samples
         self.shortest = self.piece
         super().__init__(model, extractor, chunk_seconds)
+        padding = {"padding": True, "pad_to_multiple_of": self.piece}
+        self.extractor_settings = {**padding, "return_attention_mask": True}
 
     def count_stride(self) -> int:
         return 4 * self.piece
@@ -111,21 +113,6 @@ class MoonshineStreamingAudioEncoder(TowerAudioEncoder):
     def count_frames(self, samples: int) -> int:
         """Return a quarter of the whole pieces of 5 ms, rounded up."""
         return -(-(max(samples, self.least) // self.piece) // 4)
-
-    def run_model(self, waves: list[NDArray[np.float32]]) -> Tensor:
-        given = self.extractor(
-            waves[0],
-            sampling_rate=SAMPLE_RATE,
-            return_tensors="pt",
-            padding=True,
-            pad_to_multiple_of=self.piece,
-            return_attention_mask=True,
-        )
-        frames: Tensor = self.model(
-            self.move_to_device(given.input_values),
-            attention_mask=self.move_to_device(given.attention_mask),
-        ).last_hidden_state
-        return frames
 
 
 class PeAudioTowerEncoder(TowerAudioEncoder):
@@ -152,53 +139,48 @@ class PeAudioTowerEncoder(TowerAudioEncoder):
     def run_model(self, waves: list[NDArray[np.float32]]) -> Tensor:
         rate = self.extractor.sampling_rate
         given = self.extractor(resample_to(waves[0], rate), sampling_rate=rate, return_tensors="pt")
-        frames: Tensor = self.model(self.move_to_device(given["input_values"])).last_hidden_state
-        return frames
+        return self.model(self.move_to_device(given["input_values"])).last_hidden_state
 
     def encode_chunks(self, waves: list[NDArray[np.float32]], layers: bool) -> list[list[Tensor]]:
         *states, frames = super().encode_chunks(waves, layers)
-        return [
-            *([row[1:] for row in rows] for rows in states),
-            frames,
-        ]  # the class token stands before the frames
+        # the class token stands before the frames
+        return [*([row[1:] for row in rows] for rows in states), frames]
 
 
-WAVES = "wav2vec2.feature_extraction_wav2vec2:Wav2Vec2FeatureExtractor"
+WAVES = "wav2vec2:Wav2Vec2FeatureExtractor"
 IN_ENCODER = ("model.encoder.", "encoder.")
 load_moonshine = partial(
-    load_tower, WaveTowerEncoder, "moonshine.modeling_moonshine:MoonshineEncoder", WAVES, (), IN_ENCODER
+    load_tower, WaveTowerEncoder, "moonshine:MoonshineEncoder", WAVES, prefixes=IN_ENCODER
 )
 load_moonshine_streaming = partial(
     load_tower,
     MoonshineStreamingAudioEncoder,
-    "moonshine_streaming.modeling_moonshine_streaming:MoonshineStreamingEncoder",
+    "moonshine_streaming:MoonshineStreamingEncoder",
     WAVES,
-    ("encoder_config",),
-    IN_ENCODER,
+    prefixes=IN_ENCODER,
+    sections=("encoder_config",),
 )
 load_wav2vec2_conformer = partial(
     load_tower,
     WaveTowerEncoder,
-    "wav2vec2_conformer.modeling_wav2vec2_conformer:Wav2Vec2ConformerModel",
+    "wav2vec2_conformer:Wav2Vec2ConformerModel",
     WAVES,
-    (),
-    ("wav2vec2_conformer.",),
+    prefixes=("wav2vec2_conformer.",),
 )
-load_sew = partial(load_tower, SewAudioEncoder, "sew.modeling_sew:SEWModel", WAVES, (), ("sew.",))
-load_sew_d = partial(load_tower, SewAudioEncoder, "sew_d.modeling_sew_d:SEWDModel", WAVES, (), ("sew_d.",))
+load_sew = partial(load_tower, SewAudioEncoder, "sew:SEWModel", WAVES, prefixes=("sew.",))
+load_sew_d = partial(load_tower, SewAudioEncoder, "sew_d:SEWDModel", WAVES, prefixes=("sew_d.",))
 load_speecht5 = partial(
     load_tower,
     SpeechT5AudioEncoder,
-    "speecht5.modeling_speecht5:SpeechT5EncoderWithSpeechPrenet",
+    "speecht5:SpeechT5EncoderWithSpeechPrenet",
     WAVES,
-    (),
-    ("speecht5.encoder.", "encoder."),
+    prefixes=("speecht5.encoder.", "encoder."),
 )
 load_pe_audio = partial(
     load_tower,
     PeAudioTowerEncoder,
-    "pe_audio.modeling_pe_audio:PeAudioEncoder",
-    "pe_audio.feature_extraction_pe_audio:PeAudioFeatureExtractor",
-    ("audio_config",),
-    ("audio_model.audio_encoder.", "audio_encoder."),
+    "pe_audio:PeAudioEncoder",
+    "pe_audio:PeAudioFeatureExtractor",
+    prefixes=("audio_model.audio_encoder.", "audio_encoder."),
+    sections=("audio_config",),
 )

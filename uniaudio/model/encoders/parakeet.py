@@ -4,12 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
-import numpy as np
-from numpy.typing import NDArray
-from torch import Tensor
-
 from uniaudio.model.encoders.towers import TowerAudioEncoder, count_convolved, load_tower
-from uniaudio.types import SAMPLE_RATE
 
 
 class ParakeetAudioEncoder(TowerAudioEncoder):
@@ -21,6 +16,7 @@ class ParakeetAudioEncoder(TowerAudioEncoder):
 
     shortest = 320  # the variance of a band needs two frames
     calls_by_clip = False
+    reads_mask = True
 
     def count_stride(self) -> int:
         return int(self.extractor.hop_length * self.model.config.subsampling_factor)
@@ -34,20 +30,12 @@ class ParakeetAudioEncoder(TowerAudioEncoder):
             frames, left = count_convolved(frames, kernel, stride, (kernel - 1) // 2 * 2), left // stride
         return int(frames)
 
-    def run_model(self, waves: list[NDArray[np.float32]]) -> Tensor:
-        given = self.extractor(waves, sampling_rate=SAMPLE_RATE, return_tensors="pt")
-        frames: Tensor = self.model(
-            self.move_to_device(given.input_features),
-            attention_mask=self.move_to_device(given.attention_mask),
-        ).last_hidden_state
-        return frames
-
 
 load_parakeet = partial(
     load_tower,
     ParakeetAudioEncoder,
-    "parakeet.modeling_parakeet:ParakeetEncoder",
-    "parakeet.feature_extraction_parakeet:ParakeetFeatureExtractor",
-    ("encoder_config", "audio_config", "sound_config"),
-    ("model.encoder.", "encoder.", "model.audio_tower.", "audio_tower.", "sound_encoder.encoder."),
+    "parakeet:ParakeetEncoder",
+    "parakeet:ParakeetFeatureExtractor",
+    prefixes=("model.encoder.", "encoder.", "model.audio_tower.", "audio_tower.", "sound_encoder.encoder."),
+    sections=("encoder_config", "audio_config", "sound_config"),
 )

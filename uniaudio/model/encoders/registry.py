@@ -17,126 +17,96 @@ from uniaudio.model.encoders.base import AudioEncoder, NoFramesError
 from uniaudio.model.encoders.imported import load_imported_encoder
 from uniaudio.model.model_files import RANDOM, fetch_model_config, read_model_config, refuse_unusable_files
 
+HERE = "uniaudio.model.encoders"
+
 
 @dataclass(frozen=True)
 class Family:
-    """A module of this package and its loading function, imported when it is needed.
+    """A module of this folder and its loading function, imported when it is needed.
 
     Args:
-        settings: those of a config that it takes. pretrained_with: the values of them with which the weights were
-            trained by their authors; an untrained encoder is at its best with these.
+        types: the ``model_type`` of its checkpoints. settings: those of a config that it takes.
+        pretrained_with: the values of them with which the weights were trained by their authors; an untrained encoder
+            is at its best with these.
     """
 
     module: str
     loader: str
+    types: tuple[str, ...] = ()
     settings: tuple[str, ...] = ()
     pretrained_with: Mapping[str, Any] = field(default_factory=dict)
 
 
-HERE = "uniaudio.model.encoders"
 WHISPER_OPTIONS = ("pad_to", "pad_stride", "tail_frames", "keep_tail", "pool", "masked_padding")
-WHISPER = Family(f"{HERE}.whisper", "load_whisper", WHISPER_OPTIONS, {"pad_to": 30.0})
-# Qwen2-Audio and Audio Flamingo 3 were trained with a mask over the silence, those of Omni on short pieces without any
-QWEN2_AUDIO = Family(f"{HERE}.whisper", "load_qwen2_audio", ("masked_padding",))
-AUDIO_FLAMINGO3 = Family(f"{HERE}.whisper", "load_audio_flamingo3", ("masked_padding",))
-QWEN_OMNI = Family(f"{HERE}.qwen_omni", "load_omni")
-WAV2VEC2 = Family(f"{HERE}.wav2vec2", "load_wave", ("chunk_seconds",))
-W2V_BERT = Family(f"{HERE}.w2v_bert", "load_w2v_bert", ("chunk_seconds",))
-VOXTRAL = Family(f"{HERE}.whisper", "load_voxtral", WHISPER_OPTIONS, {"pad_to": 30.0})
-ULTRAVOX = Family(f"{HERE}.whisper", "load_whisper", WHISPER_OPTIONS)
-AST = Family(f"{HERE}.ast", "load_ast")
-CLAP = Family(f"{HERE}.clap", "load_clap")
-CODEC = Family(f"{HERE}.codec", "load_codec")
-EXPORTED = Family(f"{HERE}.exported", "load_exported")
-HF_AUTO = Family(f"{HERE}.hf_auto", "load_remote", ("trust_remote_code", "frame_rate"))
-GLMASR = Family(f"{HERE}.glmasr", "load_glmasr", ("pad_to", "tail_frames", "keep_tail"), {"pad_to": 30.0})
-
-
-def make_tower_family(module: str, loader: str) -> Family:
-    """Return the family of a stock tower, see ``towers``."""
-    return Family(f"{HERE}.{module}", loader, ("chunk_seconds",))
-
-
-PARAKEET = make_tower_family("parakeet", "load_parakeet")
-GRANITE_SPEECH = make_tower_family("conformers", "load_granite_speech")
-GRANITE_SPEECH_PLUS = make_tower_family("conformers", "load_granite_speech_plus")
-SEAMLESS = make_tower_family("conformers", "load_seamless")
-SEAMLESS_V2 = make_tower_family("conformers", "load_seamless_v2")
-GEMMA3N = make_tower_family("conformers", "load_gemma3n")
-GEMMA4 = make_tower_family("conformers", "load_gemma4")
-PHI4 = make_tower_family("conformers", "load_phi4")
-LASR = make_tower_family("conformers", "load_lasr")
-MOONSHINE = make_tower_family("moonshine_sew_speecht5", "load_moonshine")
-MOONSHINE_STREAMING = make_tower_family("moonshine_sew_speecht5", "load_moonshine_streaming")
-WAV2VEC2_CONFORMER = make_tower_family("moonshine_sew_speecht5", "load_wav2vec2_conformer")
-SEW = make_tower_family("moonshine_sew_speecht5", "load_sew")
-SEW_D = make_tower_family("moonshine_sew_speecht5", "load_sew_d")
-SPEECHT5 = make_tower_family("moonshine_sew_speecht5", "load_speecht5")
-PE_AUDIO = make_tower_family("moonshine_sew_speecht5", "load_pe_audio")
-
-FAMILIES: Mapping[str, Family] = {
-    "whisper": WHISPER,
-    "qwen2_audio": QWEN2_AUDIO,
-    "qwen2_audio_encoder": QWEN2_AUDIO,
-    "audioflamingo3": AUDIO_FLAMINGO3,
-    "audioflamingo3_encoder": AUDIO_FLAMINGO3,
-    "musicflamingo": AUDIO_FLAMINGO3,
-    "voxtral": VOXTRAL,
-    "voxtral_encoder": VOXTRAL,
-    "ultravox": ULTRAVOX,
-    "glmasr": GLMASR,
-    "glmasr_encoder": GLMASR,
-    "qwen2_5_omni": QWEN_OMNI,
-    "qwen2_5_omni_thinker": QWEN_OMNI,
-    "qwen2_5_omni_audio_encoder": QWEN_OMNI,
-    "qwen3_omni_moe": QWEN_OMNI,
-    "qwen3_omni_moe_thinker": QWEN_OMNI,
-    "qwen3_omni_moe_audio_encoder": QWEN_OMNI,
-    "qwen3_asr": QWEN_OMNI,
-    "qwen3_asr_encoder": QWEN_OMNI,
-    "wav2vec2": WAV2VEC2,
-    "hubert": WAV2VEC2,
-    "wavlm": WAV2VEC2,
-    "data2vec-audio": WAV2VEC2,
-    "unispeech": WAV2VEC2,
-    "unispeech-sat": WAV2VEC2,
-    "wav2vec2-bert": W2V_BERT,
-    "parakeet_ctc": PARAKEET,
-    "parakeet_encoder": PARAKEET,
-    "parakeet_rnnt": PARAKEET,
-    "parakeet_tdt": PARAKEET,
-    "canary": PARAKEET,
-    "granite_speech": GRANITE_SPEECH,
-    "granite_speech_encoder": GRANITE_SPEECH,
-    "granite_speech_plus": GRANITE_SPEECH_PLUS,
-    "granite_speech_plus_encoder": GRANITE_SPEECH_PLUS,
-    "seamless_m4t": SEAMLESS,
-    "seamless_m4t_v2": SEAMLESS_V2,
-    "gemma3n": GEMMA3N,
-    "gemma3n_audio": GEMMA3N,
-    "gemma4": GEMMA4,
-    "gemma4_audio": GEMMA4,
-    "phi4_multimodal": PHI4,
-    "phi4_multimodal_audio": PHI4,
-    "lasr_ctc": LASR,
-    "lasr_encoder": LASR,
-    "moonshine": MOONSHINE,
-    "moonshine_streaming": MOONSHINE_STREAMING,
-    "moonshine_streaming_encoder": MOONSHINE_STREAMING,
-    "wav2vec2-conformer": WAV2VEC2_CONFORMER,
-    "sew": SEW,
-    "sew-d": SEW_D,
-    "speecht5": SPEECHT5,
-    "pe_audio": PE_AUDIO,
-    "pe_audio_encoder": PE_AUDIO,
-    "audio-spectrogram-transformer": AST,
-    "clap": CLAP,
-    "clap_audio_model": CLAP,
-    "encodec": CODEC,
-    "mimi": CODEC,
-    "uniaudio": EXPORTED,
-    "uniaudio_lm": EXPORTED,
-}
+MASKED, TAIL, CHUNKS = ("masked_padding",), ("pad_to", "tail_frames", "keep_tail"), ("chunk_seconds",)
+IN_30_SECONDS = {"pad_to": 30.0}
+HF_AUTO = Family("hf_auto", "load_remote", settings=("trust_remote_code", "frame_rate"))
+LOADED = (
+    Family("whisper", "load_whisper", ("whisper",), WHISPER_OPTIONS, IN_30_SECONDS),
+    # Qwen2-Audio and Audio Flamingo 3 were trained with a mask over the silence, those of Omni on short pieces without
+    Family("whisper", "load_qwen2_audio", ("qwen2_audio", "qwen2_audio_encoder"), MASKED),
+    Family(
+        "whisper",
+        "load_audio_flamingo3",
+        ("audioflamingo3", "audioflamingo3_encoder", "musicflamingo"),
+        MASKED,
+    ),
+    Family("whisper", "load_voxtral", ("voxtral", "voxtral_encoder"), WHISPER_OPTIONS, IN_30_SECONDS),
+    Family("whisper", "load_whisper", ("ultravox",), WHISPER_OPTIONS),
+    Family("glmasr", "load_glmasr", ("glmasr", "glmasr_encoder"), TAIL, IN_30_SECONDS),
+    Family(
+        "qwen_omni",
+        "load_omni",
+        (
+            *("qwen2_5_omni", "qwen2_5_omni_thinker", "qwen2_5_omni_audio_encoder"),
+            *("qwen3_omni_moe", "qwen3_omni_moe_thinker", "qwen3_omni_moe_audio_encoder"),
+            *("qwen3_asr", "qwen3_asr_encoder"),
+        ),
+    ),
+    Family(
+        "wav2vec2",
+        "load_wave",
+        ("wav2vec2", "hubert", "wavlm", "data2vec-audio", "unispeech", "unispeech-sat"),
+        CHUNKS,
+    ),
+    Family("w2v_bert", "load_w2v_bert", ("wav2vec2-bert",), CHUNKS),
+    Family(
+        "parakeet",
+        "load_parakeet",
+        ("parakeet_ctc", "parakeet_encoder", "parakeet_rnnt", "parakeet_tdt", "canary"),
+        CHUNKS,
+    ),
+    Family("conformers", "load_granite_speech", ("granite_speech", "granite_speech_encoder"), CHUNKS),
+    Family(
+        "conformers",
+        "load_granite_speech_plus",
+        ("granite_speech_plus", "granite_speech_plus_encoder"),
+        CHUNKS,
+    ),
+    Family("conformers", "load_seamless", ("seamless_m4t",), CHUNKS),
+    Family("conformers", "load_seamless_v2", ("seamless_m4t_v2",), CHUNKS),
+    Family("conformers", "load_gemma3n", ("gemma3n", "gemma3n_audio"), CHUNKS),
+    Family("conformers", "load_gemma4", ("gemma4", "gemma4_audio"), CHUNKS),
+    Family("conformers", "load_phi4", ("phi4_multimodal", "phi4_multimodal_audio"), CHUNKS),
+    Family("conformers", "load_lasr", ("lasr_ctc", "lasr_encoder"), CHUNKS),
+    Family("moonshine_sew_speecht5", "load_moonshine", ("moonshine",), CHUNKS),
+    Family(
+        "moonshine_sew_speecht5",
+        "load_moonshine_streaming",
+        ("moonshine_streaming", "moonshine_streaming_encoder"),
+        CHUNKS,
+    ),
+    Family("moonshine_sew_speecht5", "load_wav2vec2_conformer", ("wav2vec2-conformer",), CHUNKS),
+    Family("moonshine_sew_speecht5", "load_sew", ("sew",), CHUNKS),
+    Family("moonshine_sew_speecht5", "load_sew_d", ("sew-d",), CHUNKS),
+    Family("moonshine_sew_speecht5", "load_speecht5", ("speecht5",), CHUNKS),
+    Family("moonshine_sew_speecht5", "load_pe_audio", ("pe_audio", "pe_audio_encoder"), CHUNKS),
+    Family("ast", "load_ast", ("audio-spectrogram-transformer",)),
+    Family("clap", "load_clap", ("clap", "clap_audio_model")),
+    Family("codec", "load_codec", ("encodec", "mimi")),
+    Family("exported", "load_exported", ("uniaudio", "uniaudio_lm")),
+)
+FAMILIES: Mapping[str, Family] = {kind: family for family in LOADED for kind in family.types}
 
 # models of transformers with an audio part that is not loaded, by model type, and what to load instead
 IS_MIMI = "its audio codec is a Mimi; load a Mimi, such as kyutai/mimi"
@@ -218,7 +188,7 @@ def load_known_encoder(config: EncoderConfig, where: str, seed: int, trust: Trus
         require_remote_code(config.path, where, trust)
     kind, family = find_family(config, where)
     settings = choose_settings(config, family, kind, where)
-    load = getattr(importlib.import_module(family.module), family.loader)
+    load = getattr(importlib.import_module(f"{HERE}.{family.module}"), family.loader)
     unfit = f"{config.path} cannot be loaded as a {kind} encoder"
     try:
         with prefix_user_errors(where), convert_to_user_error(unfit, "see its config.json"):

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import numpy as np
@@ -38,6 +39,8 @@ class TowerAudioEncoder(ChunkedAudioEncoder):
 
     Attributes:
         shortest: samples below which silence is added.
+        features: the output of the extractor that the module reads. reads_mask: and its mask beside it.
+        extractor_settings: arguments of the extractor besides the waveforms and their rate.
 
     Args:
         model: the stock module; its parameters are trained in place.
@@ -49,6 +52,9 @@ class TowerAudioEncoder(ChunkedAudioEncoder):
     """
 
     shortest = 1
+    features = "input_features"
+    reads_mask = False
+    extractor_settings: Mapping[str, Any] = MappingProxyType({})
 
     def __init__(self, model: PreTrainedModel, extractor: Any, chunk_seconds: float = CHUNK_SECONDS) -> None:
         if not chunk_seconds > 0:
@@ -81,7 +87,11 @@ class TowerAudioEncoder(ChunkedAudioEncoder):
 
     def run_model(self, waves: list[NDArray[np.float32]]) -> Tensor:
         """Return the frames ``[C, T, E]`` of chunks, at least ``count_frames`` of every one."""
-        raise NotImplementedError
+        given = self.extractor(
+            waves, sampling_rate=SAMPLE_RATE, return_tensors="pt", **self.extractor_settings
+        )
+        mask = {"attention_mask": self.move_to_device(given["attention_mask"])} if self.reads_mask else {}
+        return self.model(self.move_to_device(given[self.features]), **mask).last_hidden_state
 
     def encode_chunks(self, waves: list[NDArray[np.float32]], layers: bool) -> list[list[Tensor]]:
         batches = [[wave] for wave in waves] if self.calls_by_clip else [waves]
@@ -122,42 +132,43 @@ def load_tower(
     kind: type[Encoder],
     stock: str,
     extractor: str | None,
-    sections: Sequence[str],
-    prefixes: Sequence[str],
     path: str,
     revision: str | None = None,
     seed: int = 0,
     chunk_seconds: float = CHUNK_SECONDS,
+    *,
+    prefixes: Sequence[str],
+    sections: Sequence[str] = (),
 ) -> Encoder:
     """Load the tower of a full or a tower-only checkpoint in float32; of a full one nothing else is read.
 
     Args:
-        stock: the tower as ``module:Class`` below ``transformers.models``. extractor: its feature extractor likewise;
-            None where the encoder computes its features itself.
-        sections: keys under which the config of a full model has that of the tower, the outermost first.
+        stock, extractor: the tower and its feature extractor, see ``import_stock``; None where the encoder computes
+            its features itself.
         prefixes: where checkpoints keep its tensors, the longest first.
+        sections: keys under which the config of a full model has that of the tower, the outermost first.
 
     Raises:
         UserError: when there is no such folder, or a tensor of the tower is missing or unknown.
     """
-    tower, folder = fill_tower(stock, sections, prefixes, path, revision, seed)
+    tower, folder = fill_tower(stock, path, revision, seed, prefixes, sections)
     features = None if extractor is None else read_extractor(extractor, folder, tower.config)
     return kind(tower, features, chunk_seconds)
 
 
-def import_stock(place: str) -> Any:
-    """Return a class below ``transformers.models`` by ``module:Class``."""
-    module, _, name = place.partition(":")
-    return getattr(importlib.import_module(f"transformers.models.{module}"), name)
+def import_stock(place: str, kind: str = "modeling") -> Any:
+    """Return a class by ``model:Class``, which is in ``transformers.models.MODEL.KIND_MODEL``."""
+    model, _, name = place.partition(":")
+    return getattr(importlib.import_module(f"transformers.models.{model}.{kind}_{model}"), name)
 
 
 def fill_tower(
     stock: str,
-    sections: Sequence[str],
-    prefixes: Sequence[str],
     path: str,
     revision: str | None,
     seed: int,
+    prefixes: Sequence[str],
+    sections: Sequence[str],
 ) -> tuple[PreTrainedModel, Path]:
     """Return a stock tower in float32 with the weights of a checkpoint, and the folder of it; see ``load_tower``."""
     folder = find_model_folder(path, revision)
@@ -192,5 +203,5 @@ def read_extractor(extractor: str, folder: Path, config: Any) -> Any:
     if "sampling_rate" not in values:  # of images alone, or there are none
         values = {"feature_size": config.num_mel_bins} if hasattr(config, "num_mel_bins") else {}
         values |= {"do_normalize": False} if extractor.endswith("Wav2Vec2FeatureExtractor") else {}
-    kind = import_stock(extractor)
+    kind = import_stock(extractor, "feature_extraction")
     return kind.from_dict({**values, "dither": 0.0} if "dither" in values else values)

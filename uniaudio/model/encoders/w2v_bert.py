@@ -11,14 +11,14 @@ from torch import Tensor, nn
 from transformers.models.wav2vec2_bert.modeling_wav2vec2_bert import Wav2Vec2BertRotaryPositionalEmbedding
 
 from uniaudio.errors import UserError
+from uniaudio.model.encoders.base import find_device
 from uniaudio.model.encoders.chunking import CHUNK_SECONDS
 from uniaudio.model.encoders.towers import TowerAudioEncoder, load_tower
 from uniaudio.model.model_files import find_model_folder, read_model_config
-from uniaudio.types import SAMPLE_RATE
 
 HOP, WINDOW = 160, 400  # samples of the filter bank
-STOCK = "wav2vec2_bert.modeling_wav2vec2_bert:Wav2Vec2BertModel"
-EXTRACTOR = "seamless_m4t.feature_extraction_seamless_m4t:SeamlessM4TFeatureExtractor"
+STOCK = "wav2vec2_bert:Wav2Vec2BertModel"
+EXTRACTOR = "seamless_m4t:SeamlessM4TFeatureExtractor"
 
 
 class W2vBertAudioEncoder(TowerAudioEncoder):
@@ -29,6 +29,7 @@ class W2vBertAudioEncoder(TowerAudioEncoder):
     """
 
     calls_by_clip = False
+    reads_mask = True
 
     def __init__(self, model: Any, extractor: Any, chunk_seconds: float) -> None:
         # a band's variance needs two filter-bank frames
@@ -49,13 +50,8 @@ class W2vBertAudioEncoder(TowerAudioEncoder):
         return max(1, bands // self.extractor.stride)
 
     def run_model(self, waves: list[NDArray[np.float32]]) -> Tensor:
-        features = self.extractor(waves, sampling_rate=SAMPLE_RATE, return_tensors="pt")
-        mask = self.move_to_device(features.attention_mask)
-        self.renew_rotary(mask.device)
-        frames: Tensor = self.model(
-            self.move_to_device(features.input_features), attention_mask=mask
-        ).last_hidden_state
-        return frames
+        self.renew_rotary(find_device(self))
+        return super().run_model(waves)
 
     def renew_rotary(self, device: torch.device) -> None:
         """Compute rotary frequencies in float32 again, where there are any.
@@ -84,5 +80,5 @@ def load_w2v_bert(
         raise UserError(f"{folder}: add_adapter is set in its config.json, which is not supported")
     prefixes = ("wav2vec2_bert.",)
     return load_tower(
-        W2vBertAudioEncoder, STOCK, EXTRACTOR, (), prefixes, path, revision, seed, chunk_seconds
+        W2vBertAudioEncoder, STOCK, EXTRACTOR, path, revision, seed, chunk_seconds, prefixes=prefixes
     )

@@ -277,15 +277,11 @@ def load_whisper_tower(
     Raises:
         UserError: when there is no such folder, or a tensor of the encoder is missing or unknown.
     """
-    tower, _ = fill_tower(stock, ("audio_config",), PREFIXES, path, revision, seed)
+    tower, _ = fill_tower(stock, path, revision, seed, PREFIXES, ("audio_config",))
     return WhisperAudioEncoder(tower, **settings)
 
 
-load_whisper = partial(load_whisper_tower, "whisper.modeling_whisper:WhisperEncoder")
-load_voxtral = partial(load_whisper_tower, "voxtral.modeling_voxtral:VoxtralEncoder")
-load_qwen2_audio = partial(
-    load_whisper_tower, "qwen2_audio.modeling_qwen2_audio:Qwen2AudioEncoder", pool=PAIR
-)
-load_audio_flamingo3 = partial(
-    load_whisper_tower, "audioflamingo3.modeling_audioflamingo3:AudioFlamingo3Encoder", pool=PAIR
-)
+load_whisper = partial(load_whisper_tower, "whisper:WhisperEncoder")
+load_voxtral = partial(load_whisper_tower, "voxtral:VoxtralEncoder")
+load_qwen2_audio = partial(load_whisper_tower, "qwen2_audio:Qwen2AudioEncoder", pool=PAIR)
+load_audio_flamingo3 = partial(load_whisper_tower, "audioflamingo3:AudioFlamingo3Encoder", pool=PAIR)
