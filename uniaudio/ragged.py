@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -71,6 +71,10 @@ class Ragged:
     def rows(self) -> tuple[Tensor, ...]:
         """The B rows as views ``[n_i, ...]``."""
         return self.values.split(self.lengths.tolist())
+
+    def map_lengths(self, count: Callable[[int], int]) -> Tensor:
+        """``[B]`` int64 on the CPU: what a function makes of the length of every row."""
+        return torch.tensor([count(length) for length in self.lengths.tolist()], dtype=torch.int64)
 
     def with_values(self, values: Tensor) -> Ragged:
         """The same cutting over other values ``[N, ...]``."""

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torch.torch_version import TorchVersion
 from transformers import AttentionInterface
 
-from uniaudio.model.tree_attention import Branches, branched_attention
+from uniaudio.model.tree_attention import Branches, attend_row, branched_attention
 from uniaudio.ragged import Ragged
 
 PACKED = "uniaudio_packed"  # the name in transformers' AttentionInterface
@@ -101,6 +101,20 @@ def packed_attention(
     return attention_by_segment(query, key, value, segments, keys, causal, scale, dropout)
 
 
+def project_heads(attention: Any, hidden: Tensor, source: Tensor | None = None) -> tuple[Tensor, ...]:
+    """Return queries of ``hidden [..., E]``, keys and values of ``source``, by the projections of a stock layer.
+
+    Args:
+        source: what is attended to; None: ``hidden``.
+
+    Returns:
+        ``[..., H, d]``, and ``[..., G, d]`` twice.
+    """
+    source = hidden if source is None else source
+    ways = ((attention.q_proj, hidden), (attention.k_proj, source), (attention.v_proj, source))
+    return tuple(projection(rows).unflatten(-1, (-1, attention.head_dim)) for projection, rows in ways)
+
+
 def weigh_keys(
     query: Float[Tensor, "T H d"],
     key: Float[Tensor, "S G d"],
@@ -135,24 +149,13 @@ def attention_by_segment(
     dropout: float,
 ) -> Float[Tensor, "T H d"]:
     """Call ``scaled_dot_product_attention`` for one segment after the other."""
-    grouped = key.shape[1] != query.shape[1]
     parts = []
     rows = (query.split(segments.lengths), key.split(keys.lengths), value.split(keys.lengths))
     for q, k, v in zip(*rows, strict=True):
         mask = None
         if causal and len(q) != len(k):  # the kernel would put the first query at the first key
             mask = torch.ones(len(q), len(k), dtype=torch.bool, device=q.device).tril(len(k) - len(q))
-        part = F.scaled_dot_product_attention(
-            q.transpose(0, 1)[None],
-            k.transpose(0, 1)[None],
-            v.transpose(0, 1)[None],
-            attn_mask=mask,
-            dropout_p=dropout,
-            is_causal=causal and mask is None,
-            scale=scale,
-            enable_gqa=grouped,
-        )
-        parts.append(part[0].transpose(0, 1))
+        parts.append(attend_row(q, k, v, mask, causal and mask is None, scale, dropout))
     return torch.cat(parts) if parts else query
 
 

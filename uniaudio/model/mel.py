@@ -52,9 +52,7 @@ class LogMel(Float32Constants):
             raise ValueError(
                 "a clip is longer than 30 s: cut it into chunks before computing the mel spectrogram"
             )
-        frames_per_clip = torch.tensor(
-            [2 * count_encoder_frames(n) for n in audio.lengths.tolist()], dtype=torch.int64
-        )
+        frames_per_clip = 2 * audio.map_lengths(count_encoder_frames)
         mel = Ragged(
             self.filters.new_zeros(int(frames_per_clip.sum()), self.filters.shape[1]), frames_per_clip
         )

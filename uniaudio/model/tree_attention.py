@@ -92,26 +92,32 @@ def branched_attention(
     lengths = [prefix + branches.inside for prefix in branches.prefixes]
     rows = zip(branches.prefixes, query.split(lengths), key.split(lengths), value.split(lengths), strict=True)
     for prefix, q, k, v in rows:
-        parts.append(attend_with_branches(q[:prefix], k[:prefix], v[:prefix], None, scale))
+        parts.append(attend_row(q[:prefix], k[:prefix], v[:prefix], causal=True, scale=scale))
         for first, end, mask in branches.groups:
             branch = slice(prefix + first, prefix + end)
             keys, values = (torch.cat([x[:prefix], x[branch]]) for x in (k, v))
-            parts.append(
-                attend_with_branches(q[branch], keys, values, F.pad(mask, (prefix, 0), value=True), scale)
-            )
+            seen = F.pad(mask, (prefix, 0), value=True)
+            parts.append(attend_row(q[branch], keys, values, seen, scale=scale))
     return torch.cat(parts)
 
 
-def attend_with_branches(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float | None
+def attend_row(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None = None,
+    causal: bool = False,
+    scale: float | None = None,
+    dropout: float = 0.0,
 ) -> Tensor:
-    """Call the kernel for one row, ``[q, H, d]`` and ``[s, G, d]``: under a mask, or causally without one."""
+    """Call the kernel for one row, ``[q, H, d]`` and ``[s, G, d]``: under a mask, or causally, or with neither."""
     mixed = F.scaled_dot_product_attention(
         query.transpose(0, 1)[None],
         key.transpose(0, 1)[None],
         value.transpose(0, 1)[None],
         attn_mask=mask,
-        is_causal=mask is None,
+        dropout_p=dropout,
+        is_causal=causal,
         scale=scale,
         enable_gqa=key.shape[1] != query.shape[1],
     )

@@ -14,7 +14,7 @@ from transformers.models.whisper.modeling_whisper import WhisperDecoder
 from uniaudio.errors import UserError, convert_to_user_error
 from uniaudio.model.activation_checkpointing import run_layer
 from uniaudio.model.adapters.base import Adapter
-from uniaudio.model.attention import Segments, packed_attention
+from uniaudio.model.attention import Segments, packed_attention, project_heads
 from uniaudio.model.audio_lm import AudioLM, ReadPrompts
 from uniaudio.model.base_identity import TOKENIZER_FILES, identify_base
 from uniaudio.model.decoder import compute_label_losses
@@ -162,15 +162,8 @@ def attend_rows(
     cross: Segments,
 ) -> Float[Tensor, "T D"]:
     """Apply the stock projections: causal among the text where there are no frames, else over the frames."""
-    source = hidden if frames is None else frames.to(hidden.dtype)
-    query, key, value = (
-        projection(x).unflatten(-1, (attention.num_heads, attention.head_dim))
-        for projection, x in (
-            (attention.q_proj, hidden),
-            (attention.k_proj, source),
-            (attention.v_proj, source),
-        )
-    )
+    source = None if frames is None else frames.to(hidden.dtype)
+    query, key, value = project_heads(attention, hidden, source)
     dropout = attention.dropout if attention.training else 0.0
     mixed = packed_attention(
         query, key, value, query_segments, causal=frames is None, dropout=dropout, key_segments=cross

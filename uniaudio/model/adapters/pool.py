@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from uniaudio.model.adapters.base import GroupingAdapter, count_frames_per_token
-from uniaudio.model.encoders.chunking import list_chunk_lengths
+from uniaudio.model.encoders.chunking import cut_into_chunks
 from uniaudio.ragged import Ragged
 
 
@@ -45,10 +44,8 @@ class PoolAdapter(GroupingAdapter):
 
     def group_frames(self, frames: Ragged) -> Ragged:
         """Average frames ``[A, E]`` to ``[N, E]``."""
-        groups = [size for n in frames.lengths.tolist() for size in list_chunk_lengths(n, self.group)]
-        means = frames.with_lengths(torch.tensor(groups, dtype=torch.int64)).mean()
-        tokens = torch.tensor([self.num_tokens(n) for n in frames.lengths.tolist()], dtype=torch.int64)
-        return Ragged(means, tokens)
+        means = cut_into_chunks(frames, self.group).mean()
+        return Ragged(means, frames.map_lengths(self.num_tokens))
 
     def compute_features(self, groups: Tensor) -> Tensor:
         """Return what the last layer reads, ``[N, hidden]``."""

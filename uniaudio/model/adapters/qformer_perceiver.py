@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from uniaudio.errors import UserError
 from uniaudio.model.adapters.base import Adapter
 from uniaudio.model.attention import Segments, packed_attention
-from uniaudio.model.encoders.chunking import list_chunk_lengths
+from uniaudio.model.encoders.chunking import cut_lengths
 from uniaudio.ragged import Ragged
 
 SLOWEST = 10_000.0  # of the sinusoids that tell frames their place
@@ -115,21 +115,15 @@ class QueryAdapter(Adapter):
 
     def forward(self, frames: Ragged) -> Ragged:
         """Map frames ``[A, E]`` to audio tokens ``[N, D]``."""
-        lengths = frames.lengths.tolist()
-        windows = (
-            lengths
-            if self.window is None
-            else [w for n in lengths for w in list_chunk_lengths(n, self.window)]
-        )
+        windows = frames.lengths if self.window is None else cut_lengths(frames.lengths, self.window)
         key_segments = Segments.of(windows, frames.device)
         query_segments = Segments.of([len(self.queries)] * len(windows), frames.device)
         placed = self.norm(self.project(frames.values))
-        placed = placed + encode_positions(torch.tensor(windows, dtype=torch.int64), self.dim).to(placed)
+        placed = placed + encode_positions(windows, self.dim).to(placed)
         queries = self.queries.repeat(len(windows), 1).to(placed.dtype)
         for layer in self.layers:
             queries = layer(queries, placed, query_segments, key_segments)
-        tokens = torch.tensor([self.num_tokens(n) for n in lengths], dtype=torch.int64)
-        return Ragged(self.out(self.norm_out(queries)), tokens)
+        return Ragged(self.out(self.norm_out(queries)), frames.map_lengths(self.num_tokens))
 
 
 def encode_positions(lengths: Tensor, dim: int) -> Float[Tensor, "A H"]:

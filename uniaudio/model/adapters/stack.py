@@ -26,7 +26,7 @@ class FrameStacker(GroupingAdapter):
 
     def group_frames(self, frames: Ragged) -> Ragged:
         """Stack frames ``[A, E]`` to ``[N, k E]``."""
-        tokens = torch.tensor([self.num_tokens(n) for n in frames.lengths.tolist()], dtype=torch.int64)
+        tokens = frames.map_lengths(self.num_tokens)
         slots = tokens * self.stack
         within = Ragged.count_within_rows(slots)
         last = torch.repeat_interleave(frames.lengths - 1, slots)

@@ -64,7 +64,7 @@ class StockProjector(Adapter):
 
     def forward(self, frames: Ragged) -> Ragged:
         """Map frames ``[A, E]`` to audio tokens ``[N, D]``."""
-        groups = torch.tensor([self.count_groups(n) for n in frames.lengths.tolist()], dtype=torch.int64)
+        groups = frames.map_lengths(self.count_groups)
         values = self.projector(stack_frames(cut_into_chunks(frames, self.piece), self.stack))
         tokens = Ragged(values, groups)
         if not self.num_marks or not len(groups):

@@ -87,8 +87,8 @@ class AudioEncoder(InitArgsModule):
         return {}
 
     def can_recompute(self) -> bool:
-        """Return whether ``recompute`` would change anything."""
-        return False
+        """Return whether ``recompute`` would change anything, as where it calls its layers one by one."""
+        return "layer" in vars(self)
 
     def recompute(self) -> None:
         """Let the layers recompute, for the rest of this encoder's life."""

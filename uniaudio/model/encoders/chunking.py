@@ -18,10 +18,15 @@ def list_chunk_lengths(samples: int, reach: int) -> list[int]:
     return [reach] * whole + ([rest] if rest or not whole else [])
 
 
+def cut_lengths(lengths: Tensor, reach: int) -> Tensor:
+    """Return the lengths of the chunks of all clips, one after another; int64 on the CPU."""
+    chunks = [chunk for samples in lengths.tolist() for chunk in list_chunk_lengths(samples, reach)]
+    return torch.tensor(chunks, dtype=torch.int64)
+
+
 def cut_into_chunks(audio: Ragged, reach: int) -> Ragged:
     """Cut clips longer than ``reach`` samples; the samples stay where they are, only the lengths change."""
-    lengths = [chunk for samples in audio.lengths.tolist() for chunk in list_chunk_lengths(samples, reach)]
-    return audio.with_lengths(torch.tensor(lengths, dtype=torch.int64))
+    return audio.with_lengths(cut_lengths(audio.lengths, reach))
 
 
 def cut_overlapping(

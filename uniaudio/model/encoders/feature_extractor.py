@@ -57,7 +57,7 @@ class ChunkedAudioEncoder(AudioEncoder):
 
     def forward(self, audio: Ragged, layers: bool = False, masks: Tensor | None = None) -> Encoded:
         """Encode C clips of int16 or float samples to frames ``[A, E]``."""
-        counts = torch.tensor([self.num_frames(n) for n in audio.lengths.tolist()], dtype=torch.int64)
+        counts = audio.map_lengths(self.num_frames)
         if not len(audio):
             return self.encode_no_clips(layers)
         chunks = cut_into_chunks(audio, self.chunk)

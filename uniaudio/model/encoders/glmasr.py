@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from uniaudio.model.activation_checkpointing import run_layer
-from uniaudio.model.attention import Segments, packed_attention
+from uniaudio.model.attention import Segments, packed_attention, project_heads
 from uniaudio.model.encoders.base import AudioEncoder
 from uniaudio.model.encoders.towers import fill_tower
 from uniaudio.model.encoders.whisper import WhisperAudioEncoder
@@ -64,10 +64,7 @@ def apply_glm_layer(
 ) -> Float[Tensor, "A E"]:
     """Apply one stock pre-norm layer to packed frames."""
     attention, normed = layer.self_attn, layer.input_layernorm(hidden)
-    query, key, value = (
-        projection(normed).view(len(hidden), -1, attention.head_dim)
-        for projection in (attention.q_proj, attention.k_proj, attention.v_proj)
-    )
+    query, key, value = project_heads(attention, normed)
     turn = partial(turn_channels, cosine=cosine[:, None], sine=sine[:, None])
     dropout = attention.attention_dropout if attention.training else 0.0
     mixed = packed_attention(

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from uniaudio.model.attention import project_heads
 from uniaudio.model.encoders.shared_silence import encode_silent_frames, list_silent_spans
 from uniaudio.model.mel import EDGE, FRAME, HOP, REACH, WINDOW
 
@@ -35,15 +36,7 @@ def attend_padded(
         hidden: ``[N, L, E]``. mask: ``[N, 1 or H, 1 or L, keys]``, bool, or added to the scores.
         seen: ``[N, keys, E]`` that is attended to; None: ``hidden``.
     """
-    seen = hidden if seen is None else seen
-    query, key, value = (
-        projection(rows).unflatten(2, (attention.num_heads, attention.head_dim)).transpose(1, 2)
-        for projection, rows in (
-            (attention.q_proj, hidden),
-            (attention.k_proj, seen),
-            (attention.v_proj, seen),
-        )
-    )
+    query, key, value = (x.transpose(1, 2) for x in project_heads(attention, hidden, seen))
     dropout = attention.dropout if attention.training else 0.0
     mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout, scale=scale)
     return attention.out_proj(mixed.transpose(1, 2).flatten(2))

@@ -17,7 +17,7 @@ from uniaudio.errors import UserError
 from uniaudio.model.activation_checkpointing import run_layer
 from uniaudio.model.attention import Segments
 from uniaudio.model.encoders.base import AudioEncoder
-from uniaudio.model.encoders.chunking import cut_into_chunks, keep_first, list_chunk_lengths
+from uniaudio.model.encoders.chunking import cut_into_chunks, cut_lengths, keep_first, list_chunk_lengths
 from uniaudio.model.encoders.weights import build_with_random_weights, fill, read_tensors
 from uniaudio.model.encoders.whisper import apply_encoder_layer
 from uniaudio.model.mel import HOP, REACH, LogMel, count_encoder_frames
@@ -87,10 +87,6 @@ class OmniAudioEncoder(AudioEncoder):
         self.chunk = REACH // (self.block * HOP) * self.block * HOP  # samples
         self.layer = apply_encoder_layer
 
-    def can_recompute(self) -> bool:
-        """Return True: it calls its layers one by one."""
-        return True
-
     def num_frames(self, samples: int) -> int:
         """Return the frames of all windows: ``ceil(samples / 640)``, or 13 a second and one for each begun 80 ms."""
         return sum(
@@ -110,18 +106,18 @@ class OmniAudioEncoder(AudioEncoder):
 
     def forward(self, audio: Ragged, layers: bool = False, masks: Tensor | None = None) -> Encoded:
         """Encode C clips of int16 or float samples to frames ``[A, E]``."""
-        counts = torch.tensor([self.num_frames(n) for n in audio.lengths.tolist()], dtype=torch.int64)
+        counts = audio.map_lengths(self.num_frames)
         if not len(audio):
             return self.encode_no_clips(layers)
         chunks = cut_into_chunks(audio, self.chunk)
-        kept = torch.tensor([self.count_frames(self.mel_frames(n)) for n in chunks.lengths.tolist()])
+        kept = chunks.map_lengths(lambda samples: self.count_frames(self.mel_frames(samples)))
         mel = self.mel(chunks.extend_rows(chunks.lengths.clamp(min=self.least)))
         if masks is not None and len(masks):
             mel = mask_mel(
                 mel, [len(list_chunk_lengths(n, self.chunk)) for n in audio.lengths.tolist()], masks
             )
         stem = self.convolve(mel)
-        given = torch.tensor([self.count_frames(self.round_up_to_window(n)) for n in mel.lengths.tolist()])
+        given = mel.map_lengths(lambda frames: self.count_frames(self.round_up_to_window(frames)))
         segments = Segments.of(self.blocks(mel.lengths), stem.device)
         hidden = stem.values
         states = []
@@ -151,13 +147,10 @@ class OmniAudioEncoder(AudioEncoder):
 
     def convolve(self, mel: Ragged) -> Ragged:
         """Cut mel frames ``[F, M]`` into windows, convolve each alone and add positions: ``[T, E]``."""
-        wanted = torch.tensor([self.round_up_to_window(n) for n in mel.lengths.tolist()], dtype=torch.int64)
-        lengths = [part for n in wanted.tolist() for part in list_chunk_lengths(n, self.window)]
-        real = [part for n in mel.lengths.tolist() for part in list_chunk_lengths(n, self.window)]
-        padded = mel.values.new_zeros(len(real), self.window, mel.values.shape[1])
-        starts = torch.arange(len(real)) * self.window
-        place = Ragged.index_slices(starts, torch.tensor(real, dtype=torch.int64))
-        padded.flatten(0, 1)[place.to(mel.device, non_blocking=True)] = mel.values
+        lengths = cut_lengths(mel.map_lengths(self.round_up_to_window), self.window).tolist()
+        windows = cut_into_chunks(mel, self.window)
+        full = windows.extend_rows(torch.full_like(windows.lengths, self.window))
+        padded = full.values.unflatten(0, (-1, self.window))
         embedded = (
             self.apply_three_convolutions(padded)
             if self.third
@@ -166,8 +159,8 @@ class OmniAudioEncoder(AudioEncoder):
         positions = self.tower.positional_embedding.positional_embedding[: embedded.shape[1]]
         embedded = embedded + positions.to(embedded.dtype)
         counts = [count_convolved_frames(n) if self.third else n // 2 for n in lengths]
-        full = Ragged(embedded.flatten(0, 1), torch.full((len(lengths),), embedded.shape[1]))
-        return keep_first(full, torch.tensor(counts, dtype=torch.int64))
+        convolved = Ragged(embedded.flatten(0, 1), torch.full((len(lengths),), embedded.shape[1]))
+        return keep_first(convolved, torch.tensor(counts, dtype=torch.int64))
 
     def apply_two_convolutions(
         self, padded: Float[Tensor, "W F M"], lengths: list[int]

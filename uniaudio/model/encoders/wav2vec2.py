@@ -13,7 +13,7 @@ from transformers import AutoModel, PretrainedConfig
 
 from uniaudio.errors import UserError
 from uniaudio.model.activation_checkpointing import run_layer
-from uniaudio.model.attention import Segments, packed_attention
+from uniaudio.model.attention import Segments, packed_attention, project_heads
 from uniaudio.model.encoders.base import AudioEncoder
 from uniaudio.model.encoders.chunking import CHUNK_SECONDS, convert_to_float, cut_overlapping
 from uniaudio.model.encoders.padded import compute_bias_gate, encode_wave_padded
@@ -26,6 +26,7 @@ from uniaudio.model.model_files import (
     read_model_config,
     read_stock_config,
 )
+from uniaudio.model.tree_attention import attend_row
 from uniaudio.ragged import Ragged
 from uniaudio.types import SAMPLE_RATE, Encoded
 
@@ -75,17 +76,13 @@ class WaveAudioEncoder(AudioEncoder):
         if unused is not None:  # stands for masked frames in pre-training, which is not done here
             unused.requires_grad_(False)
 
-    def can_recompute(self) -> bool:
-        """Return True: it calls its layers one by one."""
-        return True
-
     def num_frames(self, samples: int) -> int:
         """Return ``floor((samples - 400) / 320) + 1`` (for the usual convolutions), at least one."""
         return max(1, (samples - self.field) // self.stride + 1)
 
     def forward(self, audio: Ragged, layers: bool = False, masks: Tensor | None = None) -> Encoded:
         """Encode C clips of int16 or float samples to frames ``[A, E]``; there is no spectrogram to mask."""
-        counts = torch.tensor([self.num_frames(n) for n in audio.lengths.tolist()], dtype=torch.int64)
+        counts = audio.map_lengths(self.num_frames)
         if not len(audio):
             return self.encode_no_clips(layers)
         waves = audio.with_values(convert_to_float(audio.values))
@@ -189,16 +186,13 @@ def apply_wave_attention(
     attention: Any, hidden: Float[Tensor, "A E"], segments: Segments, bias: RelativeBias | None
 ) -> Float[Tensor, "A E"]:
     """Apply the stock projections around packed attention, with WavLM's gated position bias where there is one."""
-    heads = (len(hidden), attention.num_heads, attention.head_dim)
-    projections = (attention.q_proj, attention.k_proj, attention.v_proj)
-    query, key, value = (projection(hidden).view(heads) for projection in projections)
+    query, key, value = project_heads(attention, hidden)
     dropout = attention.dropout if attention.training else 0.0
     if bias is None:
         mixed = packed_attention(query, key, value, segments, causal=False, dropout=dropout)
     else:
-        mixed = attend_with_bias(
-            query, key, value, compute_bias_gate(attention, hidden.view(heads)), segments, bias, dropout
-        )
+        gate = compute_bias_gate(attention, hidden.view(query.shape))
+        mixed = attend_with_bias(query, key, value, gate, segments, bias, dropout)
     return attention.out_proj(mixed.reshape(len(hidden), -1))
 
 
@@ -216,9 +210,7 @@ def attend_with_bias(
     parts = []
     for q, k, v, g in zip(*(x.split(segments.lengths) for x in (query, key, value, gate)), strict=True):
         gated = (g.t()[..., None] * bias.of(len(q))).to(q.dtype)
-        q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=gated[None], dropout_p=dropout)
-        parts.append(mixed[0].transpose(0, 1))
+        parts.append(attend_row(q, k, v, gated[None], dropout=dropout))
     return torch.cat(parts)
 
 

@@ -14,9 +14,9 @@ from transformers import PreTrainedModel
 
 from uniaudio.errors import UserError
 from uniaudio.model.activation_checkpointing import run_layer
-from uniaudio.model.attention import Segments, packed_attention, weigh_keys
+from uniaudio.model.attention import Segments, packed_attention, project_heads, weigh_keys
 from uniaudio.model.encoders.base import AudioEncoder
-from uniaudio.model.encoders.chunking import cut_into_chunks, keep_first, list_chunk_lengths
+from uniaudio.model.encoders.chunking import cut_into_chunks, cut_lengths, keep_first
 from uniaudio.model.encoders.padded import encode_whisper_padded
 from uniaudio.model.encoders.shared_silence import SilenceGrid, encode_silent_frames
 from uniaudio.model.encoders.towers import fill_tower
@@ -94,10 +94,6 @@ class WhisperAudioEncoder(AudioEncoder):
         self.frame_rate = SAMPLE_RATE / self.frame  # 50 frames per second without pooling
         self.layer: Callable[..., Tensor] = apply_encoder_layer
 
-    def can_recompute(self) -> bool:
-        """Return True: it calls its layers one by one."""
-        return True
-
     def num_frames(self, samples: int) -> int:
         """Return ``ceil(samples / 320)``, at least 1: chunks of 30 s hold whole frames, so cutting changes nothing.
 
@@ -119,22 +115,20 @@ class WhisperAudioEncoder(AudioEncoder):
 
     def forward(self, audio: Ragged, layers: bool = False, masks: Tensor | None = None) -> Encoded:
         """Encode C clips of int16 or float samples to frames ``[A, E]``."""
-        frames_per_clip = torch.tensor(
-            [self.num_frames(n) for n in audio.lengths.tolist()], dtype=torch.int64
-        )
+        counts = audio.map_lengths(self.num_frames)
         if not len(audio):
             return self.encode_no_clips(layers)
         chunks = cut_into_chunks(audio, REACH)
         attending = self.list_attending(audio) if self.masked_padding else None
         if attending is None:
-            kept = torch.tensor([self.num_frames(n) for n in chunks.lengths.tolist()], dtype=torch.int64)
+            kept = chunks.map_lengths(self.num_frames)
         else:
             kept = torch.div(attending, self.pool, rounding_mode="floor")
         mel = self.mel(self.fill_up(chunks, attending))
         if masks is not None and len(masks):
             mel = mask_mel(mel, [max(1, -(-n // REACH)) for n in audio.lengths.tolist()], masks)
         states = self.encode(mel, layers, attending)
-        cut = [keep_first(state, kept).with_lengths(frames_per_clip) for state in states]
+        cut = [keep_first(state, kept).with_lengths(counts) for state in states]
         return Encoded(cut[-1], tuple(cut) if layers else None)
 
     def forward_padded(self, samples: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
@@ -143,8 +137,7 @@ class WhisperAudioEncoder(AudioEncoder):
 
     def list_attending(self, audio: Ragged) -> Tensor:
         """Return for every chunk of the clips the frames before pooling."""
-        frames = [self.count_attending(n) for n in audio.lengths.tolist()]
-        return torch.tensor([part for n in frames for part in list_chunk_lengths(n, REACH // FRAME)])
+        return cut_lengths(audio.map_lengths(self.count_attending), REACH // FRAME)
 
     def fill_up(self, chunks: Ragged, attending: Tensor | None = None) -> Ragged:
         """Append the silence that ``pad_to`` and ``tail_frames`` ask for, and what fills the last pooled frame.
@@ -159,13 +152,10 @@ class WhisperAudioEncoder(AudioEncoder):
             return chunks
         least = 0 if self.pad_stride else self.pad_frames * FRAME
         filled = self.tail_frames > 0 or self.pool > 1
-        wanted = torch.tensor(
-            [
-                min(REACH, max(least, n, (self.count_frames(n) + self.tail_frames) * self.frame * filled))
-                for n in chunks.lengths.tolist()
-            ]
+        wanted = chunks.map_lengths(
+            lambda n: max(least, n, (self.count_frames(n) + self.tail_frames) * self.frame * filled)
         )
-        return chunks.extend_rows(wanted)
+        return chunks.extend_rows(wanted.clamp(max=REACH))
 
     def encode(self, mel: Ragged, layers: bool, attending: Tensor | None = None) -> list[Ragged]:
         """Run convolutions and layers over mel frames ``[F, M]``; the last state is the layer-normed output.
@@ -247,11 +237,7 @@ def apply_whisper_attention(
     attention: Any, hidden: Float[Tensor, "A E"], segments: Segments
 ) -> Float[Tensor, "A E"]:
     """Apply the stock projections around packed attention."""
-    heads = (len(hidden), attention.num_heads, attention.head_dim)
-    query, key, value = (
-        projection(hidden).view(heads)
-        for projection in (attention.q_proj, attention.k_proj, attention.v_proj)
-    )
+    query, key, value = project_heads(attention, hidden)
     dropout = attention.dropout if attention.training else 0.0
     key, value, keys = segments.select_keys(key, value)
     scale = attention.head_dim**-0.5

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -121,9 +122,7 @@ class CompositeEncoder(AudioEncoder):
 
     def count_meeting_frames(self, audio: Ragged) -> Tensor:
         """Return the frames ``[C]`` of every clip at the meeting rate."""
-        return torch.tensor(
-            [count_frames_at(self.meeting_rate, n) for n in audio.lengths.tolist()], dtype=torch.int64
-        )
+        return audio.map_lengths(partial(count_frames_at, self.meeting_rate))
 
     def run(self, name: str, audio: Ragged, layers: bool, masks: Tensor | None) -> Encoded:
         """Run one encoder, without a graph when it is frozen."""

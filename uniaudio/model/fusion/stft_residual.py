@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -68,9 +70,7 @@ class StftBranch(InitArgsModule):
     @torch.no_grad()
     def log_magnitude(self, audio: Ragged) -> Float[Tensor, "A M"]:
         """Return the log-magnitude mel bands of every frame, float32."""
-        counts = torch.tensor(
-            [count_frames_at(self.rate, n) for n in audio.lengths.tolist()], dtype=torch.int64
-        )
+        counts = audio.map_lengths(partial(count_frames_at, self.rate))
         filters, window = self.bands.filters, self.bands.window
         if not len(audio):
             return filters.new_zeros(0, filters.shape[1])
