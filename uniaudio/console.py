@@ -93,6 +93,11 @@ def announce(sentence: str) -> None:
         print(sentence, file=sys.stderr, flush=True)
 
 
+def print_warning(sentence: str) -> None:
+    """Print a warning on stdout, where the lines of a run are; the caller sees to it that one process does."""
+    make_console().print(sentence, style="yellow", soft_wrap=True)
+
+
 @cache  # a checkpoint is opened many times in a command
 def warn_once(sentence: str) -> None:
     """Print a warning on stderr, on the main process of a launch, unless this process has printed it before."""

@@ -10,7 +10,7 @@ from typing import Any
 import torch.distributed as dist
 from torch import Tensor
 
-from uniaudio.errors import LostProcessError
+from uniaudio.errors import LostProcessError, UserError
 from uniaudio.launched_processes import ignore_sigterm
 
 GONE = ("connection closed by peer", "connection reset", "broken pipe", "remote process exited")
@@ -48,6 +48,16 @@ def gather_objects(value: Any) -> list[Any]:
     gathered: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(gathered, value)
     return gathered
+
+
+def raise_together(problem: str | None) -> None:
+    """Let all ranks fail with the first problem that any of them has. Every rank must call it at the same point.
+
+    Raises:
+        UserError: on all ranks, when the sentence of one is neither None nor empty.
+    """
+    if sentence := next((text for text in gather_objects(problem) if text), None):
+        raise UserError(sentence)
 
 
 def barrier() -> None:

@@ -58,11 +58,6 @@ def print_note(sentence: str, quiet: bool = False) -> None:
     make_console(stderr=True, quiet=quiet).print(f"guard: {sentence}", soft_wrap=True)
 
 
-def score_guarded_sets(encoder: AudioEncoder, sets: list[TaskRows], settings: GuardConfig) -> HeldScores:
-    """Return the scores of guarded sets by the guard's probe."""
-    return probe_held(encoder, sets, SEEDS, (settings.probe,))
-
-
 def list_accuracies(measured: HeldScores, settings: GuardConfig) -> dict[str, float]:
     """Return the accuracy of every guarded set that has a score."""
     return {name: probes[settings.probe]["mean"] for name, probes in measured.scores.items()}
@@ -75,7 +70,7 @@ def measure_reference(encoder: AudioEncoder, sets: list[TaskRows], settings: Gua
     Raises:
         UserError: when no set has a score.
     """
-    measured = score_guarded_sets(encoder, sets, settings)
+    measured = probe_held(encoder, sets, SEEDS, (settings.probe,))
     unscored = [f"{name} cannot be scored: {reason}" for name, reason in measured.unscored.items()]
     if not measured.scores:
         raise UserError(f"guard: {'; '.join(unscored)}")
@@ -139,7 +134,8 @@ def describe_guard_drops(
         UserError: as ``read_reference``.
     """
     reference = read_reference(settings, run_dir)
-    measured = score_guarded_sets(encoder, [rows for rows in sets if rows.name in reference], settings)
+    compared = [rows for rows in sets if rows.name in reference]
+    measured = probe_held(encoder, compared, SEEDS, (settings.probe,))
     now = list_accuracies(measured, settings)
     known = {name: reference[name] for name in now}
     broken = [f"{name} cannot be scored: {reason}" for name, reason in measured.unscored.items()]

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from uniaudio.config.run import RunConfig
-from uniaudio.console import make_console
+from uniaudio.console import print_warning
 from uniaudio.data.loader import PlanState, StepBatch, describe_sharing, join_states, make_loader
 from uniaudio.data.mixture import Mixture
 from uniaudio.data.permutation import hash_parts
@@ -25,7 +25,7 @@ from uniaudio.data.shard_contents import (
     read_write_times,
 )
 from uniaudio.data.sources.folder_walk import describe_left_out
-from uniaudio.distributed import gather_objects, is_main, rank, world_size
+from uniaudio.distributed import is_main, raise_together, rank, world_size
 from uniaudio.errors import UserError, mask_values
 from uniaudio.model.audio_lm import cast_to_audio_lm
 from uniaudio.model.cached_encoder import list_frame_stores
@@ -121,7 +121,7 @@ class StageData:
             notes += entry.augmenter.list_notes() if entry.augmenter is not None else []
         # once for a stage, at its beginning
         for note in notes if is_main() and state is None and not balance.round else ():
-            make_console().print(note, style="yellow")
+            print_warning(note)
         if stage not in self.contents:
             self.contents[stage] = compare_contents(mixture, state)
             self.written[stage] = compare_write_times(mixture, state)
@@ -197,8 +197,7 @@ def compare_contents(mixture: Mixture, state: Mapping[str, Any] | None) -> Conte
     if is_main():
         before, now = select_same_sources(mixture, state, CONTENTS), describe_contents(mixture)
         complaint, contents = explain_change(mixture, before, now), merge_contents(before, now)
-    if sentence := gather_objects(complaint)[0]:
-        raise UserError(sentence)
+    raise_together(complaint)
     return contents
 
 
@@ -212,7 +211,7 @@ def compare_write_times(mixture: Mixture, state: Mapping[str, Any] | None) -> Ti
         return {}
     before, now = select_same_sources(mixture, state, WRITTEN), read_write_times(mixture)
     for sentence in describe_rewritten_files(mixture, before, now):
-        make_console().print(mask_values(sentence), style="yellow", soft_wrap=True)
+        print_warning(mask_values(sentence))
     return now
 
 

@@ -207,7 +207,7 @@ class AudioLM(nn.Module):
     def encode(self, batch: Batch, text: Tensor | None) -> Encoded:
         """Encode the clips of a batch; an encoder that reads the question gets its mean embedding, ``text [T, D]``."""
         given: dict[str, Any] = {}
-        if getattr(self.encoder, "takes_prompts", False) and text is not None:
+        if self.encoder.takes_prompts and text is not None:
             given["prompts"] = average_questions(batch, text)
         if self.adapter.encoder_layers:
             given["layers"] = True

@@ -119,7 +119,7 @@ def make_feature_stores(
     """
     stores = {}
     for name, part in find_cached_parts(encoder, config).items():
-        if getattr(part, "takes_prompts", False):
+        if part.takes_prompts:
             raise UserError(
                 f"encoders.{name}.cache: this encoder reads the question, so its frames depend on "
                 "more than the clip; leave `cache` out"

@@ -84,15 +84,10 @@ def take(path: Path, holder: Holder, say: Callable[[str], None] = lambda sentenc
         try:
             now = read_holder(path)
             if now is not None and now.token == before.token:  # only who holds the claim may replace it
-                put_in_place(path, holder)
+                temporary = path.with_name(f"{UNLINKED}{holder.token}")
+                write_flushed(temporary, holder)
+                temporary.replace(path)
                 return before
         finally:
             claim.unlink(missing_ok=True)
     return None
-
-
-def put_in_place(path: Path, holder: Holder) -> None:
-    """Replace a lock in one move."""
-    temporary = path.with_name(f"{UNLINKED}{holder.token}")
-    write_flushed(temporary, holder)
-    temporary.replace(path)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from uniaudio.config.stages import Stage
+from uniaudio.data.loader import StepBatch
 from uniaudio.distributed import gather_objects, sum_over_ranks
 from uniaudio.ragged import Ragged
 from uniaudio.train.adaptive_mixture import AdaptiveMixture
@@ -23,7 +24,7 @@ from uniaudio.train.metrics import MetricSums
 from uniaudio.train.oom import explain_out_of_memory
 from uniaudio.train.optim import compute_lr_share, set_learning_rate
 from uniaudio.train.periodic_evaluation import PeriodicEvaluation
-from uniaudio.train.protocols import Steps, TrainingData
+from uniaudio.train.protocols import TrainingData
 from uniaudio.train.stage_setup import StageModel
 from uniaudio.train.state import TrainState
 from uniaudio.types import Batch, LossSum
@@ -32,7 +33,9 @@ if TYPE_CHECKING:  # it goes from one stage of these to the next
     from uniaudio.train.stages import RunServices
 
 
-def open_steps(data: TrainingData, model: StageModel, position: TrainState) -> Generator[Steps, None, None]:
+def open_steps(
+    data: TrainingData, model: StageModel, position: TrainState
+) -> Generator[StepBatch, None, None]:
     """Open the data of a stage where a position is, and note in the position which data these are.
 
     So a checkpoint from before the first step of a stage, or of a round of an adaptive mixture, names its data, too.
@@ -114,7 +117,7 @@ class StageRun:
         self.tracker.log_event("stage", step=self.position.step, stage=name, **facts)
         self.run.user.call("on_stage", self.position.step, facts)
 
-    def train_to_end(self, steps: Generator[Steps, None, None] | None = None) -> bool:
+    def train_to_end(self, steps: Generator[StepBatch, None, None] | None = None) -> bool:
         """Run the stage to its end; return False when it was stopped before (a checkpoint is saved then).
 
         Args:
@@ -154,11 +157,11 @@ class StageRun:
                 return False
         return True
 
-    def open_steps(self) -> Generator[Steps, None, None]:
+    def open_steps(self) -> Generator[StepBatch, None, None]:
         """Open the data of the stage where the position is."""
         return open_steps(self.run.data, self.model, self.position)
 
-    def wait_for_step(self, steps: Iterator[Steps]) -> Steps:
+    def wait_for_step(self, steps: Iterator[StepBatch]) -> StepBatch:
         """Wait for the data of a step."""
         begin = time.monotonic()
         with self.run.profile.part("data"), self.tracker.show_waiting("waiting for data"):
@@ -166,7 +169,7 @@ class StageRun:
         self.metrics.waited += time.monotonic() - begin
         return step
 
-    def train_step(self, step: Steps, totals: StepTotals) -> tuple[list[tuple[Batch, LossSum]], float]:
+    def train_step(self, step: StepBatch, totals: StepTotals) -> tuple[list[tuple[Batch, LossSum]], float]:
         """Do one optimizer step: forward and backward of this rank's micro-batches, then the update.
 
         Returns:
@@ -238,7 +241,7 @@ class StageRun:
             objective = objective + penalty
         return objective
 
-    def exchange_totals(self, step: Steps) -> StepTotals:
+    def exchange_totals(self, step: StepBatch) -> StepTotals:
         """Add up over all ranks what a step needs to know of all of them, and count what its data left out.
 
         Raises:
@@ -264,7 +267,7 @@ class StageRun:
             self.metrics.add_costs(costs, len(step.micro))
         return StepTotals(tokens, frames, seconds, bool(stop))
 
-    def account(self, step: Steps, totals: StepTotals, losses: Sequence[tuple[Batch, LossSum]]) -> None:
+    def account(self, step: StepBatch, totals: StepTotals, losses: Sequence[tuple[Batch, LossSum]]) -> None:
         """Move the position behind a step and count it, whether it was applied or left out.
 
         Raises:

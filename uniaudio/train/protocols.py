@@ -7,28 +7,12 @@ from typing import Any, Protocol
 
 from torch import nn
 
+from uniaudio.data.loader import StepBatch
 from uniaudio.train.activation_checkpointing import Recomputing
 from uniaudio.train.adaptive_mixture import AdaptiveMixture
 from uniaudio.train.engines.base import Engine
 from uniaudio.train.tracker_kinds import AnswerSample
 from uniaudio.types import Batch
-
-
-class Steps(Protocol):
-    """One step of one rank: micro-batches, their cost in budgets, what was left out and drawn, the position behind."""
-
-    @property
-    def micro(self) -> tuple[Batch, ...]: ...
-    @property
-    def skips(self) -> tuple[Any, ...]: ...
-    @property
-    def drawn(self) -> Mapping[str, int]: ...
-    @property
-    def cost(self) -> float: ...
-    @property
-    def state(self) -> Any: ...
-    @property
-    def notices(self) -> tuple[Any, ...]: ...
 
 
 class Models(Protocol):
@@ -62,7 +46,7 @@ class TrainingData(Protocol):
 
     def open_steps(
         self, stage: int, model: nn.Module, balance: AdaptiveMixture, state: dict[str, Any] | None
-    ) -> tuple[dict[str, Any], Generator[Steps, None, None]]:
+    ) -> tuple[dict[str, Any], Generator[StepBatch, None, None]]:
         """Return a position, and the endless steps of a stage for this rank from there on.
 
         Args:

@@ -17,8 +17,8 @@ from typing import Any
 
 from uniaudio.config.run import RunConfig
 from uniaudio.config.run_files import load_run
-from uniaudio.console import make_console
-from uniaudio.distributed import gather_objects, is_main
+from uniaudio.console import print_warning
+from uniaudio.distributed import gather_objects, is_main, raise_together
 from uniaudio.errors import UserError
 from uniaudio.train.checkpoint.folders import choose_checkpoint, name_step_folder
 from uniaudio.train.checkpoint.integrity import STATE, find_damage
@@ -198,11 +198,7 @@ def is_finished(position: TrainState, config: RunConfig) -> bool:
 def print_changes(changes: Sequence[SettingChange], step: int) -> None:
     """Say on the main process which settings are others from a step on."""
     for change in changes if is_main() else ():
-        make_console().print(
-            f"from step {step + 1} on with another setting: {change}",
-            style="yellow",
-            soft_wrap=True,
-        )
+        print_warning(f"from step {step + 1} on with another setting: {change}")
 
 
 def find_newest_checkpoint(run_dir: Path, remembered: Collection[int] = ()) -> Checkpoint:
@@ -231,7 +227,7 @@ def find_newest_checkpoint(run_dir: Path, remembered: Collection[int] = ()) -> C
     if path is None:
         raise UserError(f"--resume: {run_dir} holds no complete checkpoint; leave --resume out to start")
     if complaint and is_main():
-        make_console().print(complaint, style="yellow", soft_wrap=True)
+        print_warning(complaint)
     checkpoint, problem = None, ""
     try:
         checkpoint = load_checkpoint(path, verify=False)
@@ -239,8 +235,7 @@ def find_newest_checkpoint(run_dir: Path, remembered: Collection[int] = ()) -> C
         problem = str(mistake)
         if not path.is_dir():  # the machines do not share the run folder
             problem = f"--resume: {socket.gethostname()} does not see {path}; copy the run folder there"
-    if problems := [text for text in gather_objects(problem) if text]:
-        raise UserError(problems[0])
+    raise_together(problem)
     assert checkpoint is not None
     return checkpoint
 

@@ -10,8 +10,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from uniaudio.console import make_console
-from uniaudio.distributed import gather_objects, is_main
+from uniaudio.console import make_console, print_warning
+from uniaudio.distributed import is_main, raise_together
 from uniaudio.errors import UserError, convert_to_user_error
 from uniaudio.outputs import check_output_folder
 from uniaudio.train.lock_file import (
@@ -89,8 +89,7 @@ def hold_run_folder(run_dir: Path) -> Iterator[None]:
         except UserError as problem:
             refusal = str(problem)
     try:
-        if sentence := next((text for text in gather_objects(refusal) if text), None):
-            raise UserError(sentence)
+        raise_together(refusal)
         yield
     finally:
         if heartbeat is not None:
@@ -103,10 +102,9 @@ def begin_to_hold(run_dir: Path) -> Heartbeat:
     made = [folder for folder in (run_dir, *run_dir.parents) if not folder.exists()]
     run_dir.mkdir(parents=True, exist_ok=True)
     path, holder = run_dir / LOCK, Holder.describe_this_process()
-    console = make_console()
 
     def say(sentence: str) -> None:
-        console.print(f"{run_dir}: {sentence}", style="yellow", soft_wrap=True)
+        print_warning(f"{run_dir}: {sentence}")
 
     with convert_to_user_error(f"output_dir: {path} cannot be created", "set another output_dir"):
         before = take(path, holder, say)

@@ -184,9 +184,8 @@ def open_stage(
     carried = {name: t.detach().cpu().clone() for name, t in held.items() if not t.requires_grad}
     if config.train.compile:  # before weights are spread, and after what copies modules or puts others in
         compile_layers(model)
-    engine = make_engine(
-        accelerator, model, build_optimizer(model, config, stage, accelerator.device), config
-    )
+    optimizer = build_optimizer(model, config, stage, accelerator.device)
+    engine = make_engine(accelerator, model, optimizer, config)
     average = MovingAverage(model, stage.continual.ema.decay) if stage.continual.ema is not None else None
     if within and checkpoint is not None:
         if position.updates:
@@ -214,9 +213,8 @@ def make_anchors(
     where = f"stages.{stage.name}.continual"
     l2sp, ewc = stage.continual.l2sp, stage.continual.ewc
     if l2sp is not None:
-        anchors["l2sp"] = Anchor(
-            copy_parameters(find_anchored_parameters(model, l2sp.on, f"{where}.l2sp")), l2sp.weight
-        )
+        parameters = find_anchored_parameters(model, l2sp.on, f"{where}.l2sp")
+        anchors["l2sp"] = Anchor(copy_parameters(parameters), l2sp.weight)
     if ewc is not None:
         parameters = find_anchored_parameters(model, ewc.on, f"{where}.ewc")
         path = run_dir / FISHER / f"{stage.name}.safetensors"

@@ -13,6 +13,7 @@ from typing import Any
 from accelerate import Accelerator
 
 from uniaudio.config.run import RunConfig
+from uniaudio.data.loader import StepBatch
 from uniaudio.data.skipped_rows import SkipLedger
 from uniaudio.distributed import barrier, gather_objects
 from uniaudio.errors import UserError, convert_to_user_error
@@ -23,7 +24,7 @@ from uniaudio.train.checkpoint.reading import Checkpoint, check_bases, load_chec
 from uniaudio.train.loggers import Tracker, describe_end, describe_stop
 from uniaudio.train.loop import StageRun, open_steps
 from uniaudio.train.profile import StepProfile
-from uniaudio.train.protocols import Evaluator, Models, Steps, TrainingData
+from uniaudio.train.protocols import Evaluator, Models, TrainingData
 from uniaudio.train.signals import CONTINUE_LATER, StopSignal
 from uniaudio.train.stage_setup import StageModel, open_stage
 from uniaudio.train.state import TrainState
@@ -71,7 +72,7 @@ class RunServices:
         self.writer = CheckpointWriter(run_dir, config, models.bases, self.report_saved, writers)
         self.profile = StepProfile(config.train.profile and main, run_dir, self.tracker)
 
-    def count_left_out(self, step: Steps, number: int, any_rank: bool) -> None:
+    def count_left_out(self, step: StepBatch, number: int, any_rank: bool) -> None:
         """Count and report the rows that the data of a step left out.
 
         Args:
@@ -152,7 +153,7 @@ def train_stages(
     position = find_start(config, checkpoint, models.bases)
     with StopSignal() as stop, HangWatch(run_dir, config.train.hang_seconds) as watch, ExitStack() as stack:
         model = open_stage(models, data, config, accelerator, position, checkpoint)
-        steps: Generator[Steps, None, None] | None = open_steps(data, model, position)
+        steps: Generator[StepBatch, None, None] | None = open_steps(data, model, position)
         barrier()  # every rank has what it needs
         run = RunServices(models, data, evaluator, config, accelerator, stop, watch, position, callbacks)
         stack.callback(run.close)
@@ -179,7 +180,7 @@ def train_stage(
     run: RunServices,
     model: StageModel,
     position: TrainState,
-    steps: Generator[Steps, None, None] | None,
+    steps: Generator[StepBatch, None, None] | None,
 ) -> bool:
     """Train one stage from where the position is, wait for its checkpoints and release its engine.
 

@@ -27,7 +27,8 @@ class AudioEncoder(InitArgsModule):
     Attributes:
         dim: width E of a frame. frame_rate: frames per second.
         reach: seconds of sound that one frame can see; longer clips are cut into chunks of it. None: all of the clip.
-        takes_masks: whether it has a spectrogram to mask.
+        takes_masks: whether it has a spectrogram to mask. takes_prompts: whether it reads the question about a clip.
+        auxiliary: names of the losses it adds in training.
         recomputes: its layers drop their activations after the forward and make them again in the backward.
         layer: where it calls its layers one by one, the function that applies one; what ``compile_layers`` replaces.
         layer_dims: widths of the hidden states that ``layers`` returns, the last one is ``dim``.
@@ -43,6 +44,8 @@ class AudioEncoder(InitArgsModule):
     frame_rate: float
     reach: float | None
     takes_masks: bool = False
+    takes_prompts: bool = False
+    auxiliary: tuple[str, ...] = ()
     recomputes: bool = False
     calls_by_clip: bool = True
     follows_time: bool = True

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from uniaudio.config.run import RunConfig
-from uniaudio.distributed import gather_objects, rank, world_size
+from uniaudio.distributed import gather_objects, raise_together, rank, world_size
 from uniaudio.errors import UserError
 from uniaudio.train.checkpoint.folders import name_step_folder
 from uniaudio.train.checkpoint.writing import (
@@ -108,13 +108,11 @@ class CheckpointWriter:
                 begin_checkpoint(self.run_dir, step)
             except UserError as refused:
                 problem = str(refused)
-        if problem_text := next((text for text in gather_objects(problem) if text), None):
-            raise UserError(problem_text)
+        raise_together(problem)
         names = set() if self.part is None else set(distribute_tensors(engine.sizes, self.parts)[self.part])
         take = partial(take_snapshot, engine, carried, ema, step, state, names, self.copies)
         if engine.gathers:
-            snapshot = take()
-            work = partial(self.write, snapshot, facts)
+            work = partial(self.write, take(), facts)
         else:
             self.copied.clear()
             work = partial(self.copy_and_write, take, step, facts)
@@ -187,8 +185,7 @@ class CheckpointWriter:
             self.thread.join()
             self.thread = None
         self.tell()
-        if problem_text := next((text for text in gather_objects(str(self.problem or "")) if text), None):
-            raise UserError(problem_text)
+        raise_together(str(self.problem or ""))
 
 
 def take_snapshot(

@@ -68,7 +68,7 @@ class MomentFiles:
                     self.place.update(dict.fromkeys(stored.keys(), file))
 
     def has(self, name: str) -> bool:
-        """Return whether there are moments of a parameter."""
+        """Return whether there are moments of a parameter; there are none where it never had a gradient."""
         return any(f"{name}|{moment}" in self.place for moment in MOMENTS)
 
     def get(self, name: str, moment: str) -> Tensor:

@@ -40,7 +40,8 @@ class Distiller:
     @torch.no_grad()
     def frames(self, batch: Batch) -> Ragged:
         """Return the frames ``[A, E]`` that the encoder gave when the stage began."""
-        text = self.model.decoder.embed(batch.tokens.values) if has_prompts(self.model.encoder) else None
+        takes_prompts = self.model.encoder.takes_prompts
+        text = self.model.decoder.embed(batch.tokens.values) if takes_prompts else None
         frames: Ragged = self.model.encode(batch, text).frames
         return frames
 
@@ -55,10 +56,6 @@ class Distiller:
         else:
             apart = (new - old).square().sum(-1)
         return self.settings.weight * apart.sum()
-
-
-def has_prompts(encoder: nn.Module) -> bool:
-    return bool(getattr(encoder, "takes_prompts", False))
 
 
 def count_batch_frames(model: Any, batch: Batch) -> int:

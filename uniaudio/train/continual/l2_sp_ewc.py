@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from uniaudio.console import make_console
+from uniaudio.console import print_warning
 from uniaudio.distributed import gather_objects, is_main, rank, sum_over_ranks, world_size
 from uniaudio.errors import UserError
 from uniaudio.outputs import apply_umask
@@ -152,11 +152,7 @@ def read_fisher(path: Path) -> dict[str, Tensor]:
     except (OSError, UnicodeDecodeError, SafetensorError):
         pass
     if is_main():
-        make_console().print(
-            f"{path} does not match its checksum; it is measured again",
-            style="yellow",
-            soft_wrap=True,
-        )
+        print_warning(f"{path} does not match its checksum; it is measured again")
     return {}
 
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+
+if TYPE_CHECKING:  # it reads the moments that are named here
+    from uniaudio.train.checkpoint.reading import MomentFiles
 
 MOMENTS = ("exp_avg", "exp_avg_sq")  # what AdamW keeps of every parameter
 
@@ -24,14 +27,6 @@ class Whole:
     name: str
     weight: Tensor
     moments: Mapping[str, Tensor]
-
-
-class SavedMoments(Protocol):
-    """AdamW's moments of a checkpoint; there are none of a parameter that never had a gradient."""
-
-    def has(self, name: str) -> bool: ...
-
-    def get(self, name: str, moment: str) -> Tensor: ...
 
 
 class Engine:
@@ -103,7 +98,7 @@ class Engine:
         """Return all of a tensor that may be spread over ranks."""
         return tensor
 
-    def load_moments(self, saved: SavedMoments, updates: int) -> None:
+    def load_moments(self, saved: MomentFiles, updates: int) -> None:
         """Continue AdamW after so many updates."""
         for name, parameter in self.plain.named_parameters():
             if parameter.requires_grad and saved.has(name):

@@ -53,7 +53,8 @@ class Fsdp2Engine(Engine):
         places = [[names[id(p)] for p in group["params"]] for group in optimizer.param_groups]
         mesh = init_device_mesh("cuda" if torch.cuda.is_available() else "cpu", (world_size(),))
         policy = CPUOffloadPolicy() if offload else OffloadPolicy()
-        for layer in find_decoder_layers(plain):
+        decoder = getattr(plain, "decoder", None)
+        for layer in find_stock_layers(getattr(decoder, "lm", None)):
             fully_shard(layer, mesh=mesh, reshard_after_forward=reshard, offload_policy=policy)
         root: Any = fully_shard(plain, mesh=mesh, reshard_after_forward=False, offload_policy=policy)
         # a parameter without a gradient on one rank alone would else give the ranks buffers of different sizes
@@ -86,8 +87,3 @@ class Fsdp2Engine(Engine):
     def spread(self, tensor: Tensor, parameter: Tensor) -> Tensor:
         assert isinstance(parameter, DTensor)
         return distribute_tensor(tensor.to(parameter.device), parameter.device_mesh, parameter.placements)
-
-
-def find_decoder_layers(model: nn.Module) -> list[nn.Module]:
-    """Return the layers of the decoder that its own class says must stay in one piece."""
-    return find_stock_layers(getattr(getattr(model, "decoder", None), "lm", None))

@@ -5,12 +5,15 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from uniaudio.train.engines.base import MOMENTS, Engine, SavedMoments, Whole
+from uniaudio.train.engines.base import MOMENTS, Engine, Whole
+
+if TYPE_CHECKING:
+    from uniaudio.train.checkpoint.reading import MomentFiles
 
 BUCKET = 50_000_000  # gradients exchanged at a time; DeepSpeed's own 500 million would take 2 GB
 
@@ -98,7 +101,7 @@ class ZeroEngine(Engine):
                 }
             yield Whole(name, self.tools.safe_get_full_fp32_param(parameter), moments)
 
-    def load_moments(self, saved: SavedMoments, updates: int) -> None:
+    def load_moments(self, saved: MomentFiles, updates: int) -> None:
         if self.stage == 0:
             super().load_moments(saved, updates)
             return
