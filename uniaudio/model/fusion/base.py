@@ -73,6 +73,12 @@ def set_linear(linear: nn.Module, weight: Tensor | float) -> None:
         nn.init.zeros_(linear.bias)
 
 
+def set_projections(projections: nn.ModuleList, maps: Sequence[Tensor]) -> None:
+    """Give the projection of every stream its map, see ``set_linear``."""
+    for linear, given in zip(projections, maps, strict=True):
+        set_linear(linear, given)
+
+
 def average_per_clip(frames: Ragged, values: Tensor) -> Tensor:
     """Return the mean ``[C, ...]`` of per-frame values ``[A, ...]`` over each clip's frames, without gradient."""
     return frames.with_values(values.detach().float()).mean()

@@ -12,7 +12,7 @@ from uniaudio.model.fusion.base import (
     FusionOperator,
     initialize_identity_or_zero,
     name_columns,
-    set_linear,
+    set_projections,
 )
 from uniaudio.ragged import Ragged
 
@@ -46,10 +46,12 @@ class ConcatFusion(FusionOperator):
 class SumFusion(FusionOperator):
     """``z_t = sum_m (W_m h_m,t + b_m)``; with ``start: base`` it begins with the base stream alone."""
 
+    has_bias = True
+
     def __init__(self, names: Sequence[str], dims: Sequence[int], dim: int, start: str = "base") -> None:
         super().__init__()
         self.names, self.dim = tuple(names), dim
-        projections = [nn.Linear(width, dim) for width in dims]
+        projections = [nn.Linear(width, dim, self.has_bias) for width in dims]
         self.project = nn.ModuleList(projections)
         if start == "base":
             for index, linear in enumerate(projections):
@@ -60,29 +62,23 @@ class SumFusion(FusionOperator):
         parts = [linear(frames.values) for linear, frames in zip(self.project, last, strict=True)]
         return Fused(last[0].with_values(torch.stack(parts).sum(0)))
 
-    @torch.no_grad()
     def start_from(self, maps: Sequence[Tensor]) -> None:
-        for linear, given in zip(self.project, maps, strict=True):
-            set_linear(linear, given)
+        set_projections(self.project, maps)
 
 
-class ScalarMix(FusionOperator):
+class ScalarMix(SumFusion):
     """``z_t = gamma sum_m s_m W_m h_m,t`` with ``s = softmax(theta)`` (scalar mix of ELMo, Peters et al. 2018, eq. 1).
 
     ``theta`` starts at 0 and ``gamma`` at M, so with ``start: base`` (``W_1 = I``, the others 0) it begins with the
     base.
     """
 
+    has_bias = False
+
     def __init__(self, names: Sequence[str], dims: Sequence[int], dim: int, start: str = "base") -> None:
-        super().__init__()
-        self.names, self.dim = tuple(names), dim
-        projections = [nn.Linear(width, dim, bias=False) for width in dims]
-        self.project = nn.ModuleList(projections)
+        super().__init__(names, dims, dim, start)
         self.theta = nn.Parameter(torch.zeros(len(dims)))
         self.gamma = nn.Parameter(torch.tensor(float(len(dims))))
-        if start == "base":
-            for index, linear in enumerate(projections):
-                initialize_identity_or_zero(linear, base=index == 0)
 
     def forward(self, streams: Sequence[Sequence[Ragged]]) -> Fused:
         last = [stream[-1] for stream in streams]
@@ -91,8 +87,3 @@ class ScalarMix(FusionOperator):
         mixed = self.gamma * torch.stack(parts).sum(0)
         rows = shares.detach().float().expand(len(last[0]), -1)
         return Fused(last[0].with_values(mixed), stats=name_columns("mix", self.names, rows))
-
-    @torch.no_grad()
-    def start_from(self, maps: Sequence[Tensor]) -> None:
-        for linear, given in zip(self.project, maps, strict=True):
-            set_linear(linear, given)

@@ -17,6 +17,7 @@ from uniaudio.model.fusion.base import (
     entropy,
     name_columns,
     set_linear,
+    set_projections,
 )
 from uniaudio.ragged import Ragged
 from uniaudio.types import Auxiliary
@@ -43,6 +44,19 @@ def run_experts(
     outputs = torch.cat([expert(block) for expert, block in zip(experts, blocks, strict=True)])
     outputs = outputs * weights.flatten()[order][:, None].to(outputs.dtype)
     return outputs.new_zeros(len(frames), width).index_add(0, rows, outputs)
+
+
+def describe_routing(base: Ragged, load: Tensor, probabilities: Tensor) -> dict[str, Tensor]:
+    """Return the share of every expert in the frames of each clip, and the entropy of the choice, per clip ``[C]``.
+
+    Args:
+        load: ``[A, experts]`` share of a frame's slots. probabilities: ``[A, experts]`` before the choice.
+    """
+    slots = [str(i) for i in range(load.shape[1])]
+    return {
+        **name_columns("expert", slots, average_per_clip(base, load)),
+        "routing entropy": average_per_clip(base, entropy(probabilities)),
+    }
 
 
 class MoeFusion(FusionOperator):
@@ -91,11 +105,7 @@ class MoeFusion(FusionOperator):
         weights, chosen = probabilities.topk(self.top_k, -1)
         mixed = self.out(run_experts(list(self.experts), inputs, chosen, weights, self.dim))
         load = F.one_hot(chosen, len(self.experts)).float().mean(1)  # [A, experts]
-        slots = [str(i) for i in range(len(self.experts))]
-        stats = {
-            **name_columns("expert", slots, average_per_clip(base, load)),
-            "routing entropy": average_per_clip(base, entropy(probabilities)),
-        }
+        stats = describe_routing(base, load, probabilities)
         losses = {"load_balance": self.load_balance(inputs.detach(), load)} if self.training else {}
         return Fused(base.with_values(mixed), losses, stats)
 
@@ -106,8 +116,7 @@ class MoeFusion(FusionOperator):
         Needs a hidden width of ``2 dim``; a narrower one keeps the first rows of the map.
         """
         if self.project is not None:
-            for linear, given in zip(self.project, maps, strict=True):
-                set_linear(linear, given)
+            set_projections(self.project, maps)
             one = torch.eye(self.dim, device=maps[0].device)
             maps = [one] * len(maps)
         joined = torch.cat(list(maps), 1)

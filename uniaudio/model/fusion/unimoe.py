@@ -10,15 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from uniaudio.model.float32 import Float32Linear
-from uniaudio.model.fusion.base import (
-    Fused,
-    FusionOperator,
-    average_per_clip,
-    entropy,
-    name_columns,
-    set_linear,
-)
-from uniaudio.model.fusion.moe import SMALL_ROUTER, run_experts
+from uniaudio.model.fusion.base import Fused, FusionOperator, set_projections
+from uniaudio.model.fusion.moe import SMALL_ROUTER, describe_routing, run_experts
 from uniaudio.ragged import Ragged
 
 
@@ -80,11 +73,7 @@ class UniMoeFusion(FusionOperator):
         share = self.balance.sigmoid()
         fused = self.norm_out(share * self.shared(inputs) + (1 - share) * routed)
         load = F.one_hot(chosen, len(self.experts)).float().mean(1)
-        slots = [str(i) for i in range(len(self.experts))]
-        stats = {
-            **name_columns("expert", slots, average_per_clip(base, load)),
-            "routing entropy": average_per_clip(base, entropy(logits.softmax(-1))),
-        }
+        stats = describe_routing(base, load, logits.softmax(-1))
         return Fused(base.with_values(fused), stats=stats)
 
     @torch.no_grad()
@@ -93,8 +82,7 @@ class UniMoeFusion(FusionOperator):
 
         A SwiGLU is linear where its gate reads a constant: the last feature of the first stream becomes one.
         """
-        for linear, given in zip(self.project, maps, strict=True):
-            set_linear(linear, given)
+        set_projections(self.project, maps)
         first: Any = self.project[0]
         first.weight[-1] = 0.0
         first.bias[-1] = 1.0
