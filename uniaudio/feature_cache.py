@@ -192,7 +192,6 @@ class Clips(Ragged):
         return Clips(samples.values, samples.lengths, tuple(self.keys[i] for i in chosen.tolist()), known)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Clips:
-        """Move samples and frames; lengths stay on the CPU."""
         known = {name: frames.to(device, non_blocking) for name, frames in self.known.items()}
         return Clips(self.values.to(device, non_blocking=non_blocking), self.lengths, self.keys, known)
 

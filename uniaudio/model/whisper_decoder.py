@@ -41,11 +41,9 @@ class LinearBridge(Adapter):
             nn.init.zeros_(self.map.bias)
 
     def num_tokens(self, frames: int) -> int:
-        """Return ``frames``."""
         return frames
 
     def forward(self, frames: Ragged) -> Ragged:
-        """Map frames ``[A, E]`` to ``[A, D]``."""
         return frames.with_values(self.map(frames.values))
 
 
@@ -175,7 +173,6 @@ class CrossAttentionLM(AudioLM):
     """An encoder that is read by cross attention: clips take no places in the text, and their marks are empty."""
 
     def count_slots(self, samples: int) -> int:
-        """Return 0."""
         return 0
 
     @property
@@ -184,7 +181,6 @@ class CrossAttentionLM(AudioLM):
         return False
 
     def read(self, batch: Batch) -> tuple[Tensor, Encoded]:
-        """Return the decoder's hidden states ``[T, D]`` over a packed batch, and what the encoder said."""
         text = self.decoder.embed(batch.tokens.values)
         cross, encoded = self.encode_prompts(batch, text)
         return self.decoder.hidden(batch.tokens.with_values(text), cross), encoded
@@ -202,7 +198,6 @@ class CrossAttentionLM(AudioLM):
 
     @torch.no_grad()
     def read_prompts(self, prompts: Batch) -> ReadPrompts:
-        """Encode the clips of prompts, for ``generate_ids`` and ``label_log_likelihoods``."""
         text = self.decoder.embed(prompts.tokens.values)
         return ReadPrompts(prompts.tokens.with_values(text), self.encode_prompts(prompts, text)[0])
 
@@ -210,7 +205,6 @@ class CrossAttentionLM(AudioLM):
     def label_log_likelihoods(
         self, prompts: Batch, labels: Ragged, read: ReadPrompts | None = None
     ) -> Float[Tensor, "B K"]:
-        """Return ``log p(label | prompt)`` of K labels, see ``model/label_likelihoods.py``."""
         known = read or self.read_prompts(prompts)
         return label_log_likelihoods(
             self.decoder,

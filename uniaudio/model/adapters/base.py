@@ -33,7 +33,7 @@ class Adapter(InitArgsModule):
         raise NotImplementedError
 
     def forward(self, frames: Ragged) -> Ragged:
-        """Map frames to audio tokens."""
+        """Map frames ``[A, E]`` to audio tokens ``[N, D]``."""
         raise NotImplementedError
 
 
@@ -57,7 +57,6 @@ class GroupingAdapter(Adapter):
         return groups
 
     def forward(self, frames: Ragged) -> Ragged:
-        """Map frames ``[A, E]`` to audio tokens ``[N, D]``."""
         groups = self.group_frames(frames)
         return groups.with_values(self.last(self.compute_features(groups.values)))
 

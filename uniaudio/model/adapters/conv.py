@@ -55,7 +55,6 @@ class ConvAdapter(Adapter):
         return -(-frames // 2**self.halvings)
 
     def forward(self, frames: Ragged) -> Ragged:
-        """Map frames ``[A, E]`` to audio tokens ``[N, D]``."""
         hidden = frames.with_values(self.norm(frames.values))
         for convolution in self.convolve:
             hidden = convolve_rows(hidden, convolution)

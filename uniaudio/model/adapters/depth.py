@@ -50,11 +50,9 @@ class DepthAdapter(Adapter):
 
     @property
     def inner(self) -> Adapter:
-        """The adapter that makes the tokens."""
         return self.adapter.inner
 
     def num_tokens(self, frames: int) -> int:
-        """Return the tokens of the other adapter."""
         return self.adapter.num_tokens(frames)
 
     def forward(self, frames: Ragged, layers: Sequence[Ragged] = ()) -> Ragged:

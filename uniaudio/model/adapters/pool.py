@@ -34,19 +34,15 @@ class PoolAdapter(GroupingAdapter):
         self.down = nn.Linear(hidden, decoder_dim)
 
     def num_tokens(self, frames: int) -> int:
-        """Return ``ceil(frames / k)``."""
         return -(-frames // self.group)
 
     @property
     def last(self) -> nn.Linear:
-        """The second layer of the MLP."""
         return self.down
 
     def group_frames(self, frames: Ragged) -> Ragged:
-        """Average frames ``[A, E]`` to ``[N, E]``."""
         means = cut_into_chunks(frames, self.group).mean()
         return Ragged(means, frames.map_lengths(self.num_tokens))
 
     def compute_features(self, groups: Tensor) -> Tensor:
-        """Return what the last layer reads, ``[N, hidden]``."""
         return nn.functional.gelu(self.up(self.norm(groups)))

@@ -114,7 +114,6 @@ class QueryAdapter(Adapter):
         return len(self.queries) * (1 if self.window is None else -(-frames // self.window))
 
     def forward(self, frames: Ragged) -> Ragged:
-        """Map frames ``[A, E]`` to audio tokens ``[N, D]``."""
         windows = frames.lengths if self.window is None else cut_lengths(frames.lengths, self.window)
         key_segments = Segments.of(windows, frames.device)
         query_segments = Segments.of([len(self.queries)] * len(windows), frames.device)

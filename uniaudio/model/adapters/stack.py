@@ -21,11 +21,9 @@ class FrameStacker(GroupingAdapter):
         self.stack = count_frames_per_token(frame_rate, rate)
 
     def num_tokens(self, frames: int) -> int:
-        """Return the audio tokens of a clip of ``frames`` encoder frames."""
         return -(-frames // self.stack)
 
     def group_frames(self, frames: Ragged) -> Ragged:
-        """Stack frames ``[A, E]`` to ``[N, k E]``."""
         tokens = frames.map_lengths(self.num_tokens)
         slots = tokens * self.stack
         within = Ragged.count_within_rows(slots)
@@ -56,11 +54,9 @@ class StackAdapter(FrameStacker):
 
     @property
     def last(self) -> nn.Linear:
-        """The second layer of the MLP."""
         return self.down
 
     def compute_features(self, groups: Tensor) -> Tensor:
-        """Return what the last layer reads, ``[N, hidden]``."""
         return nn.functional.gelu(self.up(self.norm(groups)))
 
 
@@ -75,5 +71,4 @@ class LinearAdapter(FrameStacker):
 
     @property
     def last(self) -> nn.Linear:
-        """The only layer."""
         return self.out

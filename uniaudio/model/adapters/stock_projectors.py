@@ -63,7 +63,6 @@ class StockProjector(Adapter):
         return sum(-(-part // self.stack) for part in list_chunk_lengths(frames, self.piece))
 
     def forward(self, frames: Ragged) -> Ragged:
-        """Map frames ``[A, E]`` to audio tokens ``[N, D]``."""
         groups = frames.map_lengths(self.count_groups)
         values = self.projector(stack_frames(cut_into_chunks(frames, self.piece), self.stack))
         tokens = Ragged(values, groups)

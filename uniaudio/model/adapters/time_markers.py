@@ -39,7 +39,6 @@ class TimeMarkersAdapter(Adapter):
 
     @property
     def inner(self) -> Adapter:
-        """The adapter that makes the tokens."""
         return self.adapter.inner
 
     def fill_table(self, embeddings: Tensor) -> None:
@@ -65,7 +64,6 @@ class TimeMarkersAdapter(Adapter):
         return markers
 
     def num_tokens(self, frames: int) -> int:
-        """Return the audio tokens and the characters of the markers."""
         markers = self.list_markers(frames)
         return self.adapter.num_tokens(frames) + sum(len(text) for _, text in markers)
 

@@ -59,7 +59,6 @@ class AstAudioEncoder(ChunkedAudioEncoder):
         return OLDER_NAMES if hasattr(modeling_audio_spectrogram_transformer, "ASTEncoder") else {}
 
     def can_recompute(self) -> bool:
-        """Return True: it calls its layers one by one."""
         return True
 
     def recompute(self) -> None:

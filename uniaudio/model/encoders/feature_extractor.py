@@ -60,11 +60,9 @@ class ChunkedAudioEncoder(AudioEncoder):
         raise NotImplementedError
 
     def num_frames(self, samples: int) -> int:
-        """Return the frames of all chunks of a clip."""
         return sum(self.count_frames(chunk) for chunk in list_chunk_lengths(samples, self.chunk))
 
     def forward(self, audio: Ragged, layers: bool = False, masks: Tensor | None = None) -> Encoded:
-        """Encode C clips of int16 or float samples to frames ``[A, E]``."""
         counts = audio.map_lengths(self.num_frames)
         if not len(audio):
             return self.encode_no_clips(layers)

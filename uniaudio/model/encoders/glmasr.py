@@ -42,7 +42,6 @@ class GlmAsrAudioEncoder(WhisperAudioEncoder):
         return stem
 
     def encode(self, mel: Ragged, layers: bool, attending: Tensor | None = None) -> list[Ragged]:
-        """Run convolutions and layers over mel frames ``[F, M]``; the last state is the layer-normed output."""
         stem = self.convolve(mel)
         segments = Segments.of(stem.lengths, stem.device)
         positions = Ragged.count_within_rows(stem.lengths).to(stem.device, non_blocking=True)

@@ -105,7 +105,6 @@ class OmniAudioEncoder(AudioEncoder):
         return whole * self.per_window + last
 
     def forward(self, audio: Ragged, layers: bool = False, masks: Tensor | None = None) -> Encoded:
-        """Encode C clips of int16 or float samples to frames ``[A, E]``."""
         counts = audio.map_lengths(self.num_frames)
         if not len(audio):
             return self.encode_no_clips(layers)

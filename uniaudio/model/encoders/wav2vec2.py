@@ -81,7 +81,6 @@ class WaveAudioEncoder(AudioEncoder):
         return max(1, (samples - self.field) // self.stride + 1)
 
     def forward(self, audio: Ragged, layers: bool = False, masks: Tensor | None = None) -> Encoded:
-        """Encode C clips of int16 or float samples to frames ``[A, E]``; there is no spectrogram to mask."""
         counts = audio.map_lengths(self.num_frames)
         if not len(audio):
             return self.encode_no_clips(layers)

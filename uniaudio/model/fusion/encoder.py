@@ -110,7 +110,6 @@ class CompositeEncoder(AudioEncoder):
         return self
 
     def can_recompute(self) -> bool:
-        """Return whether any of the parts can."""
         parts: Any = self.encoders.values()
         return any(encoder.can_recompute() for encoder in parts)
 
