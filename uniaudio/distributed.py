@@ -94,44 +94,23 @@ def explain_lost_processes() -> Iterator[None]:
         ) from problem
 
 
-class LaunchStore:
-    """A connection of its own to the key-value store of the launcher, which machine 0 of a launch keeps.
+def open_launch_store(address: str, port: int, patience: float) -> Any:
+    """Return a connection of its own to the key-value store of the launcher, which machine 0 of a launch keeps.
 
     Calls wait for the answer, for ever where the network is cut.
 
     Args:
-        address, port: of the store. patience: seconds to wait for it to come into being.
+        patience: seconds to wait for the store to come into being.
 
     Raises:
-        ConnectionError: when the store is not there, or gone; so do the methods.
+        RuntimeError: when the store is not there, or gone; so do its methods.
     """
-
-    def __init__(self, address: str, port: int, patience: float) -> None:
-        with convert_store_errors():
-            self.store = dist.TCPStore(  # type: ignore[attr-defined]
-                address, port, is_master=False, timeout=timedelta(seconds=patience), wait_for_workers=False
-            )
-
-    def write(self, key: str, value: str) -> None:
-        with convert_store_errors():
-            self.store.set(key, value)
-
-    def write_once(self, key: str, value: str) -> None:
-        """Write a value unless the key has one."""
-        with convert_store_errors():
-            self.store.compare_set(key, "", value)
-
-    def read(self, keys: Sequence[str]) -> list[str] | None:
-        """Return the values of keys; None where one of them has none yet."""
-        with convert_store_errors():
-            if not self.store.check(list(keys)):
-                return None
-            return [value.decode() for value in self.store.multi_get(list(keys))]
+    limit = timedelta(seconds=patience)
+    return dist.TCPStore(  # type: ignore[attr-defined]
+        address, port, is_master=False, timeout=limit, wait_for_workers=False
+    )
 
 
-@contextlib.contextmanager
-def convert_store_errors() -> Iterator[None]:
-    try:
-        yield
-    except RuntimeError as problem:  # the base of all that torch raises for a store
-        raise ConnectionError(str(problem)) from problem
+def read_store(store: Any, keys: Sequence[str]) -> list[str] | None:
+    """Return the values of keys in a store; None where one of them has none yet."""
+    return [value.decode() for value in store.multi_get(list(keys))] if store.check(list(keys)) else None

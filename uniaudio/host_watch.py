@@ -15,8 +15,9 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
-from uniaudio.distributed import LaunchStore
+from uniaudio.distributed import open_launch_store, read_store
 from uniaudio.errors import LostProcessError, UserError, escape_text, read_first_line
 from uniaudio.launched_processes import leave_message
 
@@ -94,7 +95,7 @@ class HostWatch:
         self.over = threading.Event()
         self.names = {0: place.address}
         self.beat_at: dict[int, float] = {}
-        self.store: LaunchStore | None = None
+        self.store: Any = None
         self.threads = [threading.Thread(target=work, daemon=True) for work in (self.talk, self.look)]
 
     def __enter__(self) -> HostWatch:
@@ -114,32 +115,31 @@ class HostWatch:
         """Beat and listen until the store is gone. A thread of its own, for it may wait for an answer for ever."""
         beats: dict[int, str] = {}
         try:
-            self.store = LaunchStore(self.place.address, self.place.port, self.start_seconds)
+            self.store = open_launch_store(self.place.address, self.place.port, self.start_seconds)
             begin, number = time.monotonic(), 0
             self.beat_at = dict.fromkeys(range(self.place.hosts), begin + self.start_seconds)
             while not self.over.wait(self.beat):
                 number += 1
                 if self.place.is_first:
                     key = self.name_key(self.place.host)
-                    self.store.write(key, f"{number} {socket.gethostname()}")
+                    self.store.set(key, f"{number} {socket.gethostname()}")
                 for host, value in self.read_beats().items():
                     if beats.get(host) != value:
                         beats[host], self.beat_at[host] = value, time.monotonic()
                         self.names[host] = value.partition(" ")[2]
-                if ending := self.store.read([self.name_key("ending")]):
+                if ending := read_store(self.store, [self.name_key("ending")]):
                     self.end_after(ending[0])
-        except ConnectionError:
+        except RuntimeError:  # the base of all that torch raises for a store
             # its machine ended or will be found silent: soon, for an end in good order takes the others along
             soon = time.monotonic() - self.silence + 10 * self.beat
             self.beat_at[0] = min(self.beat_at.get(0, soon), soon)
 
     def read_beats(self) -> dict[int, str]:
         """Return the newest beats of the machines that have begun to beat."""
-        assert self.store is not None
         hosts = range(self.place.hosts)
-        if values := self.store.read([self.name_key(host) for host in hosts]):
+        if values := read_store(self.store, [self.name_key(host) for host in hosts]):
             return dict(enumerate(values))
-        return {host: value[0] for host in hosts if (value := self.store.read([self.name_key(host)]))}
+        return {host: value[0] for host in hosts if (value := read_store(self.store, [self.name_key(host)]))}
 
     def end_after(self, ending: str) -> None:
         """End this process after another one, unless it ends by itself: often all have the same error."""
@@ -178,8 +178,8 @@ class HostWatch:
         if isinstance(problem, UserError | LostProcessError):
             code, what = USER_MISTAKE if isinstance(problem, UserError) else FAILURE, str(problem)
         sentence = f"process {self.place.process} on {socket.gethostname()} ended: {what}"
-        with contextlib.suppress(ConnectionError):
-            self.store.write_once(self.name_key("ending"), f"{self.place.process} {code} {sentence}")
+        with contextlib.suppress(RuntimeError):
+            self.store.compare_set(self.name_key("ending"), "", f"{self.place.process} {code} {sentence}")
             self.over.set()  # this process ends by itself, whatever the others left
             time.sleep(LINGER_BEATS * self.beat)
 

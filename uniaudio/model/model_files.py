@@ -81,18 +81,6 @@ def choose_model_files(names: Sequence[str]) -> list[str]:
     return [name for name in top if name.endswith(".json")] + weights
 
 
-def refuse_missing_folder(name: str) -> None:
-    """Refuse what is written as a folder, for it cannot be a name of the Hub.
-
-    Raises:
-        UserError: naming it.
-    """
-    if Path(name).is_file():
-        raise UserError(f"{name} is a file; give the folder of a model")
-    if name.count("/") > 1 or name.startswith((".", "/", "~")):
-        raise UserError(f"there is no folder {name}")
-
-
 def fetch_model_config(path: str, revision: str | None) -> Path:
     """Return a local folder with the config.json of a model: of a Hub repository nothing else is fetched.
 
@@ -102,7 +90,10 @@ def fetch_model_config(path: str, revision: str | None) -> Path:
     name = path.removeprefix(RANDOM)
     if Path(name).is_dir():
         return Path(name)
-    refuse_missing_folder(name)
+    if Path(name).is_file():
+        raise UserError(f"{name} is a file; give the folder of a model")
+    if name.count("/") > 1 or name.startswith((".", "/", "~")):  # no name of the Hub
+        raise UserError(f"there is no folder {name}")
     key = (constants.ENDPOINT, name, revision)
     if key not in CONFIG_FOLDERS or not CONFIG_FOLDERS[key].is_dir():
         with convert_hub_errors(f"{name} is not a folder here and cannot be downloaded", name, revision):

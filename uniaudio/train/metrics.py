@@ -71,12 +71,6 @@ class MetricSums:
         for name, value in values.items():
             self.auxiliary.setdefault(name, []).append(value)
 
-    def compute_padding(self, audio_seconds: float, audio_tokens: float) -> float:
-        """Return the share of audio tokens that stand for no sound, 0 where the adapter has no rate."""
-        if self.token_rate is None or not audio_tokens:
-            return 0.0
-        return 1 - audio_seconds * self.token_rate / audio_tokens
-
     def average_choices_by_task(self, tasks: Sequence[str]) -> dict[str, dict[str, float]]:
         """Return for each task the mean of what the encoder chose over the clips of all ranks."""
         choices: dict[str, dict[str, float]] = {}
@@ -103,6 +97,8 @@ class MetricSums:
         sums_of_rank = torch.tensor(counts, dtype=torch.float64, device=device)
         audio_seconds, waited, audio_tokens, known, looked_up = sum_over_ranks(sums_of_rank).tolist()
         tokens = sum(tokens_of for _, tokens_of, _ in per_task)
+        has_rate = self.token_rate is not None and audio_tokens
+        padding = 1 - audio_seconds * self.token_rate / audio_tokens if has_rate else 0.0
         seen = [(task, sums) for task, sums in zip(tasks, per_task, strict=True) if sums[1]]
         row: dict[str, Any] = {
             "loss": sum(loss for loss, _, _ in per_task) / tokens if tokens else None,
@@ -113,7 +109,7 @@ class MetricSums:
             "audio_seconds": audio_seconds,
             "audio_seconds_per_second": audio_seconds / seconds,
             "data_wait_share": waited / world_size() / seconds,
-            "padding_share": self.compute_padding(audio_seconds, audio_tokens),
+            "padding_share": padding,
             "budget_fill": sum(self.fill) / max(len(self.fill), 1),
             "cost_spread": sum(self.spread) / max(len(self.spread), 1),
             "memory_gib": memory_gib(device),

@@ -134,7 +134,7 @@ def compare_configs(saved: RunConfig, config: RunConfig, position: TrainState) -
     changes = [
         SettingChange(key, before, now, describe_effect(key, before, now, position))
         for key, before, now in find_differences(saved.resolve_values(), config.resolve_values())
-        if not is_of_later_stage(key, position.stage)
+        if find_stage(key, position.stage) <= position.stage
     ]
     if has_other_decay(saved, config, position):
         caps = (saved.train.max_steps, config.train.max_steps)
@@ -163,10 +163,10 @@ def find_differences(before: Any, now: Any, key: str = "") -> Iterator[tuple[str
         yield key, before, now
 
 
-def is_of_later_stage(key: str, stage: int) -> bool:
-    """Return whether a key is of a stage after ``stage``."""
+def find_stage(key: str, otherwise: int) -> int:
+    """Return the number of the stage that a key is of; ``otherwise`` for a key of none."""
     of_stage = re.match(r"stages\.(\d+)", key)
-    return of_stage is not None and int(of_stage[1]) > stage
+    return otherwise if of_stage is None else int(of_stage[1])
 
 
 def describe_effect(key: str, before: Any, now: Any, position: TrainState) -> Effect:
@@ -177,8 +177,7 @@ def describe_effect(key: str, before: Any, now: Any, position: TrainState) -> Ef
         return Effect.NONE  # the folder was moved
     if any(re.fullmatch(pattern, key) for pattern in WITHOUT_EFFECT):
         return Effect.NONE
-    of_stage = re.match(r"stages\.(\d+)", key)
-    if of_stage is not None and int(of_stage[1]) < position.stage:
+    if find_stage(key, position.stage) < position.stage:
         return Effect.REFUSED
     done = {"steps": position.stage_step, "hours": position.stage_seconds / SECONDS_PER_HOUR}
     length = re.fullmatch(r"stages\.\d+\.(steps|hours)", key)

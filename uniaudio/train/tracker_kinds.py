@@ -45,6 +45,11 @@ class AnswerSample:
         """The values of ``SAMPLE_COLUMNS``."""
         return [self.set, self.question, self.reference, self.answer]
 
+    @property
+    def caption(self) -> str:
+        """What stands beside the sound of the clip."""
+        return f"{self.reference} | {self.answer}"
+
 
 class RunTracker:
     """One tracker of accelerate, of a kind that takes scalars and the config.
@@ -84,7 +89,14 @@ class RunTracker:
         """Store a table; nothing where the tracker has none."""
 
     def log_samples(self, samples: Sequence[AnswerSample], step: int) -> None:
-        """Store answers with their clips; nothing where the tracker takes none."""
+        """Store answers with their clips, as far as the tracker takes them."""
+        self.log_table("answers", SAMPLE_COLUMNS, [sample.texts for sample in samples], step)
+        clips = {index: sample for index, sample in enumerate(samples) if sample.clip is not None}
+        if clips:
+            self.log_clips(clips, step)
+
+    def log_clips(self, samples: Mapping[int, AnswerSample], step: int) -> None:
+        """Store the clips of answers, by the number of the answer; nothing where the tracker takes none."""
 
     def finish(self) -> None:
         self.tracker.finish()
@@ -118,9 +130,8 @@ class TensorBoardTracker(RunTracker):
     def log_table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], step: int) -> None:
         self.tracker.tracker.add_text(name, format_markdown_table(columns, rows), step)
 
-    def log_samples(self, samples: Sequence[AnswerSample], step: int) -> None:
-        self.log_table("answers", SAMPLE_COLUMNS, [sample.texts for sample in samples], step)
-        for sample in samples:
+    def log_clips(self, samples: Mapping[int, AnswerSample], step: int) -> None:
+        for sample in samples.values():
             if sample.clip is not None and sample.id not in self.clips:
                 self.clips.add(sample.id)
                 wave = sample.clip[None].astype(np.float32) / 32768
@@ -163,17 +174,11 @@ class WandbTracker(RunTracker):
         data = [list(row) for row in rows]
         self.tracker.log({name: wandb.Table(columns=list(columns), data=data), "step": step})
 
-    def log_samples(self, samples: Sequence[AnswerSample], step: int) -> None:
+    def log_clips(self, samples: Mapping[int, AnswerSample], step: int) -> None:
         import wandb
 
-        self.log_table("answers", SAMPLE_COLUMNS, [sample.texts for sample in samples], step)
-        clips = [
-            wandb.Audio(sample.clip, SAMPLE_RATE, caption=f"{sample.reference} | {sample.answer}")
-            for sample in samples
-            if sample.clip is not None
-        ]
-        if clips:
-            self.tracker.log({"clips": clips, "step": step})
+        clips = [wandb.Audio(each.clip, SAMPLE_RATE, caption=each.caption) for each in samples.values()]
+        self.tracker.log({"clips": clips, "step": step})
 
     def describe(self) -> str:
         run = self.tracker.tracker
@@ -204,15 +209,12 @@ class TrackioTracker(RunTracker):
         table = trackio.Table(columns=list(columns), data=[list(row) for row in rows])
         self.tracker.log({name: table}, step=step)
 
-    def log_samples(self, samples: Sequence[AnswerSample], step: int) -> None:
+    def log_clips(self, samples: Mapping[int, AnswerSample], step: int) -> None:
         import trackio
 
-        self.log_table("answers", SAMPLE_COLUMNS, [sample.texts for sample in samples], step)
-        for index, sample in enumerate(samples):
-            if sample.clip is not None:
-                caption = f"{sample.reference} | {sample.answer}"
-                clip = trackio.Audio(sample.clip, caption=caption, sample_rate=SAMPLE_RATE)
-                self.tracker.log({f"clips/{sample.set}/{index}": clip}, step=step)
+        for index, sample in samples.items():
+            clip = trackio.Audio(sample.clip, caption=sample.caption, sample_rate=SAMPLE_RATE)
+            self.tracker.log({f"clips/{sample.set}/{index}": clip}, step=step)
 
     def finish(self) -> None:
         import trackio
@@ -256,12 +258,10 @@ class MlflowTracker(RunTracker):
         table = {"columns": list(columns), "data": [list(row) for row in rows]}
         mlflow.log_dict(table, f"{name}/step-{step:06d}.json")
 
-    def log_samples(self, samples: Sequence[AnswerSample], step: int) -> None:
-        self.log_table("answers", SAMPLE_COLUMNS, [sample.texts for sample in samples], step)
+    def log_clips(self, samples: Mapping[int, AnswerSample], step: int) -> None:
         with tempfile.TemporaryDirectory() as folder:
-            for index, sample in enumerate(samples):
-                if sample.clip is not None:
-                    soundfile.write(Path(folder, f"{index}.wav"), sample.clip, SAMPLE_RATE, subtype="PCM_16")
+            for index, sample in samples.items():
+                soundfile.write(Path(folder, f"{index}.wav"), sample.clip, SAMPLE_RATE, subtype="PCM_16")
             self.tracker.log_artifacts(folder, f"answers/step-{step:06d}")
 
     def describe(self) -> str:

@@ -7,6 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from uniaudio.model.adapters.base import Adapter
+from uniaudio.model.fusion.align import interpolate_at
 from uniaudio.ragged import Ragged
 
 
@@ -45,17 +46,9 @@ class TokensAdapter(Adapter):
         """Map frames ``[A, E]`` to audio tokens ``[C * tokens, D]``."""
         points = self.tokens * self.stack
         middles = torch.arange(points, dtype=torch.float64) + 0.5
-        place = middles[None] * frames.lengths[:, None] / points - 0.5
-        last = (frames.lengths - 1)[:, None]
-        place = place.clamp(min=0).minimum(last.double())
-        low = place.floor().long()
-        share = (place - low).flatten()
-        begins = frames.offsets[:-1, None]
-        left, right = ((begins + at).flatten() for at in (low, (low + 1).minimum(last)))
-        left, right = (x.to(frames.device, non_blocking=True) for x in (left, right))
-        values = self.norm(frames.values)
-        share = share.to(values.device, values.dtype)[:, None]
-        sampled = values[left] + (values[right] - values[left]) * share
+        places = (middles[None] * frames.lengths[:, None] / points - 0.5).flatten()
+        normed = frames.with_values(self.norm(frames.values))
+        sampled = interpolate_at(normed, places, torch.full((len(frames),), points)).values
         stacked = sampled.view(len(frames) * self.tokens, self.stack * sampled.shape[1])
         hidden = F.silu(self.narrow(stacked))
         hidden = F.silu(self.gate(hidden)) * self.up(hidden)

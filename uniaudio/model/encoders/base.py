@@ -130,6 +130,13 @@ class AudioEncoder(InitArgsModule):
         )
 
 
+def freeze_mask_embedding(model: nn.Module) -> None:
+    """Freeze what stands for masked frames in pre-training, which is not done here."""
+    for name, parameter in model.named_parameters():
+        if name.endswith("masked_spec_embed"):
+            parameter.requires_grad_(False)
+
+
 def find_device(encoder: AudioEncoder) -> torch.device:
     """Return where an encoder is; one without parameters and buffers is on the CPU."""
     return next(chain(encoder.parameters(), encoder.buffers()), torch.empty(0)).device

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from uniaudio.model.encoders.base import freeze_mask_embedding
 from uniaudio.model.encoders.chunking import CHUNK_SECONDS
 from uniaudio.model.encoders.feature_extractor import resample_to
 from uniaudio.model.encoders.towers import TowerAudioEncoder, count_convolved, load_tower
@@ -30,16 +31,10 @@ class WaveTowerEncoder(TowerAudioEncoder):
         for kernel, stride in reversed(list_convolutions(model.config)):
             self.shortest = (self.shortest - 1) * stride + kernel
         super().__init__(model, extractor, chunk_seconds)
-        unused = getattr(self.find_masked(), "masked_spec_embed", None)
-        if unused is not None:  # stands for masked frames in pre-training, which is not done here
-            unused.requires_grad_(False)
+        freeze_mask_embedding(model)
         # conformers have the convolution, but do not use it
         if hasattr(model.config, "position_embeddings_type"):
             model.encoder.pos_conv_embed.requires_grad_(False)
-
-    def find_masked(self) -> nn.Module:
-        """Return the module that masks frames in pre-training."""
-        return self.model
 
     def list_layers(self) -> list[nn.Module]:
         encoder = getattr(self.model, "encoder", self.model)
@@ -85,10 +80,6 @@ class SpeechT5AudioEncoder(WaveTowerEncoder):
     def __init__(self, model: PreTrainedModel, extractor: Any, chunk_seconds: float = CHUNK_SECONDS) -> None:
         super().__init__(model, extractor, chunk_seconds)
         model.wrapped_encoder.register_forward_pre_hook(round_to_weights, with_kwargs=True)
-
-    def find_masked(self) -> nn.Module:
-        masked: nn.Module = self.model.prenet
-        return masked
 
     def list_layers(self) -> list[nn.Module]:
         return list(self.model.wrapped_encoder.layers)

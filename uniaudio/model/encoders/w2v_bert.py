@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers.models.wav2vec2_bert.modeling_wav2vec2_bert import Wav2Vec2BertRotaryPositionalEmbedding
 
 from uniaudio.errors import UserError
-from uniaudio.model.encoders.base import find_device
+from uniaudio.model.encoders.base import find_device, freeze_mask_embedding
 from uniaudio.model.encoders.chunking import CHUNK_SECONDS
 from uniaudio.model.encoders.towers import TowerAudioEncoder, load_tower
 from uniaudio.model.model_files import find_model_folder, read_model_config
@@ -35,8 +35,7 @@ class W2vBertAudioEncoder(TowerAudioEncoder):
         # a band's variance needs two filter-bank frames
         self.shortest = WINDOW + HOP * (max(extractor.stride, 2) - 1)
         super().__init__(model, extractor, chunk_seconds)
-        if getattr(model, "masked_spec_embed", None) is not None:
-            model.masked_spec_embed.requires_grad_(False)
+        freeze_mask_embedding(model)
 
     def list_layers(self) -> list[nn.Module]:
         return list(self.model.encoder.layers)

@@ -14,7 +14,7 @@ from transformers import AutoModel, PretrainedConfig
 from uniaudio.errors import UserError
 from uniaudio.model.activation_checkpointing import run_layer
 from uniaudio.model.attention import Segments, packed_attention, project_heads
-from uniaudio.model.encoders.base import AudioEncoder
+from uniaudio.model.encoders.base import AudioEncoder, freeze_mask_embedding
 from uniaudio.model.encoders.chunking import CHUNK_SECONDS, convert_to_float, cut_overlapping
 from uniaudio.model.encoders.padded import compute_bias_gate, encode_wave_padded
 from uniaudio.model.encoders.weights import load_pretrained
@@ -72,9 +72,7 @@ class WaveAudioEncoder(AudioEncoder):
         self.reach = self.per_chunk / self.frame_rate
         self.pre_norm = bool(getattr(config, "do_stable_layer_norm", False))
         self.layer = apply_wave_layer
-        unused = getattr(model, "masked_spec_embed", None)
-        if unused is not None:  # stands for masked frames in pre-training, which is not done here
-            unused.requires_grad_(False)
+        freeze_mask_embedding(model)
 
     def num_frames(self, samples: int) -> int:
         """Return ``floor((samples - 400) / 320) + 1`` (for the usual convolutions), at least one."""

@@ -57,11 +57,19 @@ def align(frames: Ragged, rate: float, to_rate: float, lengths: Tensor, method: 
 def interpolate_linearly(frames: Ragged, rate: float, to_rate: float, lengths: Tensor) -> Ragged:
     """Interpolate between the middles of old frames; before the first and after the last middle the value is held."""
     step = Ragged.count_within_rows(lengths)
+    return interpolate_at(frames, (step.double() + 0.5) * (rate / to_rate) - 0.5, lengths)
+
+
+def interpolate_at(frames: Ragged, places: Tensor, lengths: Tensor) -> Ragged:
+    """Return frames between frames; before the first and after the last one of a clip the value is held.
+
+    Args:
+        places: ``[N]`` float64 on the CPU, in frames from the middle of a clip's first one, ``lengths[c]`` for each.
+    """
     last = torch.repeat_interleave(frames.lengths - 1, lengths).clamp(min=0)
-    place = ((step.double() + 0.5) * (rate / to_rate) - 0.5).clamp(min=0)
-    place = torch.minimum(place, last.double())
-    low = place.floor()
-    share = (place - low).to(frames.device, frames.values.dtype)[:, None]
+    places = torch.minimum(places.clamp(min=0), last.double())
+    low = places.floor()
+    share = (places - low).to(frames.device, frames.values.dtype)[:, None]
     low = low.to(torch.int64)
     left, right = (frames.values[clip_index(index, frames, lengths)] for index in (low, low + 1))
     return Ragged(left + (right - left) * share, lengths)
