@@ -7,7 +7,7 @@ import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import Any, Literal, TypedDict, Unpack, overload
 
 import numpy as np
 import torch
@@ -44,6 +44,15 @@ class EncoderOutput:
     frame_mask: Tensor
     pooler_output: Tensor
     hidden_states: tuple[Tensor, ...] | None = None
+
+
+class EmbedOptions(TypedDict, total=False):
+    """The options of ``Embedder.embed``, for its types alone."""
+
+    sampling_rate: int
+    layer: int | None
+    batch_size: int | None
+    batch_seconds: float
 
 
 class Embedder(nn.Module):
@@ -163,11 +172,7 @@ class Embedder(nn.Module):
         self,
         clips: AudioInput,
         pool: Literal["mean", "none"] = "mean",
-        *,
-        sampling_rate: int = SAMPLE_RATE,
-        layer: int | None = None,
-        batch_size: int | None = None,
-        batch_seconds: float = 60.0,
+        **options: Unpack[EmbedOptions],
     ) -> NDArray[np.float32]: ...
 
     @overload
@@ -175,23 +180,12 @@ class Embedder(nn.Module):
         self,
         clips: Iterable[AudioInput],
         pool: Literal["mean"] = "mean",
-        *,
-        sampling_rate: int = SAMPLE_RATE,
-        layer: int | None = None,
-        batch_size: int | None = None,
-        batch_seconds: float = 60.0,
+        **options: Unpack[EmbedOptions],
     ) -> NDArray[np.float32]: ...
 
     @overload
     def embed(
-        self,
-        clips: Iterable[AudioInput],
-        pool: Literal["none"],
-        *,
-        sampling_rate: int = SAMPLE_RATE,
-        layer: int | None = None,
-        batch_size: int | None = None,
-        batch_seconds: float = 60.0,
+        self, clips: Iterable[AudioInput], pool: Literal["none"], **options: Unpack[EmbedOptions]
     ) -> list[NDArray[np.float32]]: ...
 
     def embed(

@@ -104,6 +104,17 @@ class AudioEncoder(InitArgsModule):
             layers: also return every hidden state, each with the lengths of the frames; the last are the frames.
             masks: bands of the spectrogram to hide, see ``mel_masks.mask_mel``; for encoders that take them.
         """
+        if not len(audio):
+            return self.encode_no_clips(layers)
+        counts = audio.map_lengths(self.num_frames)
+        states = tuple(Ragged(state, counts) for state in self.encode_clips(audio, layers, masks))
+        return Encoded(states[-1], states if layers else None)
+
+    def encode_clips(self, audio: Ragged, layers: bool, masks: Tensor | None) -> Sequence[Tensor]:
+        """Return the frames ``[A, E]`` of one clip or more, see ``forward``.
+
+        With ``layers`` those of each hidden state, else of the last one alone.
+        """
         raise NotImplementedError
 
     def encode_no_clips(self, layers: bool) -> Encoded:

@@ -15,7 +15,7 @@ from uniaudio.model.activation_checkpointing import recompute_stock_layers
 from uniaudio.model.encoders.base import AudioEncoder
 from uniaudio.model.encoders.chunking import convert_to_float, cut_into_chunks, list_chunk_lengths
 from uniaudio.ragged import Ragged
-from uniaudio.types import SAMPLE_RATE, Encoded
+from uniaudio.types import SAMPLE_RATE
 
 
 def resample_to(wave: NDArray[np.float32], rate: int) -> NDArray[np.float32]:
@@ -62,10 +62,7 @@ class ChunkedAudioEncoder(AudioEncoder):
     def num_frames(self, samples: int) -> int:
         return sum(self.count_frames(chunk) for chunk in list_chunk_lengths(samples, self.chunk))
 
-    def forward(self, audio: Ragged, layers: bool = False, masks: Tensor | None = None) -> Encoded:
-        counts = audio.map_lengths(self.num_frames)
-        if not len(audio):
-            return self.encode_no_clips(layers)
+    def encode_clips(self, audio: Ragged, layers: bool, masks: Tensor | None) -> list[Tensor]:
         chunks = cut_into_chunks(audio, self.chunk)
         samples = convert_to_float(chunks.values).cpu().numpy()
         waves = [
@@ -73,11 +70,10 @@ class ChunkedAudioEncoder(AudioEncoder):
             for begin, length in zip(chunks.offsets.tolist(), chunks.lengths.tolist(), strict=False)
         ]
         kept = [self.count_frames(n) for n in chunks.lengths.tolist()]
-        states = [
-            Ragged(torch.cat([rows[:count] for rows, count in zip(state, kept, strict=True)]), counts)
+        return [
+            torch.cat([rows[:count] for rows, count in zip(state, kept, strict=True)])
             for state in self.encode_chunks(waves, layers)
         ]
-        return Encoded(states[-1], tuple(states) if layers else None)
 
     def move_to_device(self, features: Tensor) -> Tensor:
         """Bring features to the device of the weights, those of floating point to their dtype."""

@@ -24,7 +24,7 @@ from uniaudio.model.mel import HOP, REACH, LogMel, count_encoder_frames
 from uniaudio.model.mel_masks import mask_mel
 from uniaudio.model.model_files import RANDOM, find_model_folder, read_model_config, use_stock_attention
 from uniaudio.ragged import Ragged
-from uniaudio.types import SAMPLE_RATE, Encoded
+from uniaudio.types import SAMPLE_RATE
 
 PREFIXES = ("thinker.model.audio_tower.", "thinker.audio_tower.", "model.audio_tower.", "audio_tower.", "")
 OUTPUT_MAPS = (
@@ -104,10 +104,7 @@ class OmniAudioEncoder(AudioEncoder):
         last = count_convolved_frames(rest) if self.third else rest // 4
         return whole * self.per_window + last
 
-    def forward(self, audio: Ragged, layers: bool = False, masks: Tensor | None = None) -> Encoded:
-        counts = audio.map_lengths(self.num_frames)
-        if not len(audio):
-            return self.encode_no_clips(layers)
+    def encode_clips(self, audio: Ragged, layers: bool, masks: Tensor | None) -> list[Tensor]:
         chunks = cut_into_chunks(audio, self.chunk)
         kept = chunks.map_lengths(lambda samples: self.count_frames(self.mel_frames(samples)))
         mel = self.mel(chunks.extend_rows(chunks.lengths.clamp(min=self.least)))
@@ -125,8 +122,7 @@ class OmniAudioEncoder(AudioEncoder):
                 states.append(self.pool_frames(hidden))
             hidden = run_layer(self.recomputes, self.layer, layer, hidden, segments)
         states.append(self.tower.ln_post(self.pool_frames(hidden)))
-        hidden_states = tuple(keep_first(Ragged(s, given), kept).with_lengths(counts) for s in states)
-        return Encoded(hidden_states[-1], hidden_states if layers else None)
+        return [keep_first(Ragged(state, given), kept).values for state in states]
 
     def pool_frames(self, hidden: Float[Tensor, "T E"]) -> Float[Tensor, "A E"]:
         """Average neighbours in Qwen2.5-Omni; every chunk has an even number."""

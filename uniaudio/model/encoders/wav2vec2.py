@@ -28,7 +28,7 @@ from uniaudio.model.model_files import (
 )
 from uniaudio.model.tree_attention import attend_row
 from uniaudio.ragged import Ragged
-from uniaudio.types import SAMPLE_RATE, Encoded
+from uniaudio.types import SAMPLE_RATE
 
 KINDS = ("wav2vec2", "hubert", "wavlm", "data2vec-audio", "unispeech", "unispeech-sat")
 VARIANCE_FLOOR = 1e-7  # of the stock feature extractor
@@ -78,10 +78,7 @@ class WaveAudioEncoder(AudioEncoder):
         """Return ``floor((samples - 400) / 320) + 1`` (for the usual convolutions), at least one."""
         return max(1, (samples - self.field) // self.stride + 1)
 
-    def forward(self, audio: Ragged, layers: bool = False, masks: Tensor | None = None) -> Encoded:
-        counts = audio.map_lengths(self.num_frames)
-        if not len(audio):
-            return self.encode_no_clips(layers)
+    def encode_clips(self, audio: Ragged, layers: bool, masks: Tensor | None) -> list[Tensor]:
         waves = audio.with_values(convert_to_float(audio.values))
         if self.normalize:
             waves = normalize_rows(waves)
@@ -89,9 +86,7 @@ class WaveAudioEncoder(AudioEncoder):
         features = self.convolve(chunks)
         projected = self.model.feature_projection(features.values[None])
         hidden = (projected[0] if isinstance(projected, tuple) else projected)[0]
-        states = self.transform(features.with_values(hidden), layers)
-        hidden_states = tuple(Ragged(state, counts) for state in states)
-        return Encoded(hidden_states[-1], hidden_states if layers else None)
+        return self.transform(features.with_values(hidden), layers)
 
     def forward_padded(self, samples: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Encode clips of at most one chunk, see ``AudioEncoder``."""

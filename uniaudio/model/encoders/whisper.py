@@ -23,7 +23,7 @@ from uniaudio.model.encoders.towers import fill_tower
 from uniaudio.model.mel import FRAME, REACH, LogMel
 from uniaudio.model.mel_masks import mask_mel
 from uniaudio.ragged import Ragged
-from uniaudio.types import SAMPLE_RATE, Encoded
+from uniaudio.types import SAMPLE_RATE
 
 # where whole models keep the tensors
 PREFIXES = ("model.audio_tower.", "audio_tower.", "model.encoder.", "encoder.")
@@ -113,10 +113,7 @@ class WhisperAudioEncoder(AudioEncoder):
         """Return the frames of a clip before pooling, at least those of one pooled frame."""
         return max(-(-samples // FRAME), self.pool)
 
-    def forward(self, audio: Ragged, layers: bool = False, masks: Tensor | None = None) -> Encoded:
-        counts = audio.map_lengths(self.num_frames)
-        if not len(audio):
-            return self.encode_no_clips(layers)
+    def encode_clips(self, audio: Ragged, layers: bool, masks: Tensor | None) -> list[Tensor]:
         chunks = cut_into_chunks(audio, REACH)
         attending = self.list_attending(audio) if self.masked_padding else None
         if attending is None:
@@ -126,9 +123,7 @@ class WhisperAudioEncoder(AudioEncoder):
         mel = self.mel(self.fill_up(chunks, attending))
         if masks is not None and len(masks):
             mel = mask_mel(mel, [max(1, -(-n // REACH)) for n in audio.lengths.tolist()], masks)
-        states = self.encode(mel, layers, attending)
-        cut = [keep_first(state, kept).with_lengths(counts) for state in states]
-        return Encoded(cut[-1], tuple(cut) if layers else None)
+        return [keep_first(state, kept).values for state in self.encode(mel, layers, attending)]
 
     def forward_padded(self, samples: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Encode padded clips of any length, see ``AudioEncoder``."""
