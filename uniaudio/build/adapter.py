@@ -2,20 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from uniaudio.config.adapters import (
-    AdapterConfig,
-    ConvConfig,
-    LinearConfig,
-    PerceiverConfig,
-    PoolConfig,
-    QformerConfig,
-    StackConfig,
-    StockProjectorConfig,
-    UltravoxConfig,
-)
+from uniaudio.config.adapters import AdapterConfig
 from uniaudio.errors import UserError
 from uniaudio.model.adapters.base import Adapter
 from uniaudio.model.adapters.conv import ConvAdapter
@@ -28,6 +20,18 @@ from uniaudio.model.adapters.stock_projectors import make_stock_projector
 from uniaudio.model.adapters.time_markers import CHARACTERS, TimeMarkersAdapter
 from uniaudio.model.decoder import TextDecoder
 from uniaudio.model.encoders.base import AudioEncoder
+
+# all other settings are arguments of the adapter
+SHARED = {"kind", "lr", "depth", "time_markers", "start", "start_examples"}
+ADAPTERS: Mapping[str, type[Adapter]] = {
+    "stack": StackAdapter,
+    "linear": LinearAdapter,
+    "pool": PoolAdapter,
+    "conv": ConvAdapter,
+    "qformer": QueryAdapter,
+    "perceiver": QueryAdapter,
+    "tokens": TokensAdapter,
+}
 
 
 def make_adapter(config: AdapterConfig, encoder: AudioEncoder, decoder_dim: int) -> Adapter:
@@ -73,19 +77,7 @@ def fill_time_markers(adapter: Adapter, decoder: TextDecoder, tokenizer: PreTrai
 def make_plain_adapter(config: AdapterConfig, encoder: AudioEncoder, decoder_dim: int) -> Adapter:
     """Build the adapter that makes audio tokens of frames."""
     ends = (encoder.dim, encoder.frame_rate, decoder_dim)
-    if isinstance(config, StackConfig):
-        return StackAdapter(*ends, config.rate, config.hidden)
-    if isinstance(config, LinearConfig):
-        return LinearAdapter(*ends, config.rate)
-    if isinstance(config, PoolConfig):
-        return PoolAdapter(*ends, config.rate, config.hidden)
-    if isinstance(config, ConvConfig):
-        return ConvAdapter(*ends, config.rate, config.hidden, config.kernel)
-    if isinstance(config, QformerConfig | PerceiverConfig):
-        window = config.window_seconds if isinstance(config, QformerConfig) else None
-        return QueryAdapter(*ends, window, config.queries, config.layers, config.heads, config.hidden)
-    if isinstance(config, StockProjectorConfig):
-        return make_stock_projector(config.kind, *ends)
-    if isinstance(config, UltravoxConfig):
-        return make_stock_projector(config.kind, *ends, config.stack, config.hidden)
-    return TokensAdapter(*ends, config.tokens, config.hidden, config.stack)
+    settings = config.model_dump(exclude=SHARED, exclude_none=True)
+    if config.kind in ADAPTERS:
+        return ADAPTERS[config.kind](*ends, **settings)
+    return make_stock_projector(config.kind, *ends, **settings)
