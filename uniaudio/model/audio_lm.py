@@ -13,7 +13,7 @@ from uniaudio.errors import UserError
 from uniaudio.model.adapters.base import Adapter
 from uniaudio.model.decoding import generate_rows
 from uniaudio.model.depth_injection import widen_rows
-from uniaudio.model.encoders.base import AudioEncoder
+from uniaudio.model.encoders.base import AudioEncoder, is_trained
 from uniaudio.model.float32 import raise_to_float32
 from uniaudio.model.label_likelihoods import label_log_likelihoods
 from uniaudio.model.shared_prefix import find_key_places
@@ -55,14 +55,10 @@ class AudioLM(nn.Module):
         if adapter.decoder_layers:
             decoder.inject_after(adapter.decoder_layers)
 
-    @property
-    def encoder_is_trained(self) -> bool:
-        return any(p.requires_grad for p in self.encoder.parameters())
-
     def train(self, mode: bool = True) -> AudioLM:
         """Switch adapter and trained encoder; a frozen encoder stays in eval mode, as the decoder does."""
         super().train(mode)
-        if not self.encoder_is_trained:
+        if not is_trained(self.encoder):
             self.encoder.eval()
         return self
 
@@ -211,7 +207,7 @@ class AudioLM(nn.Module):
             given["prompts"] = average_questions(batch, text)
         if self.adapter.encoder_layers:
             given["layers"] = True
-        with torch.set_grad_enabled(torch.is_grad_enabled() and self.encoder_is_trained):
+        with torch.set_grad_enabled(torch.is_grad_enabled() and is_trained(self.encoder)):
             return self.encoder(batch.audio, masks=batch.masks, **given)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from uniaudio.ragged import Ragged
 
@@ -74,12 +75,8 @@ def penalize_repetitions(penalty: float, ids: Tensor, logits: Tensor) -> Tensor:
 
 def pad_left(embeds: Ragged) -> tuple[Tensor, Tensor]:
     """Return ``[B, L, D]`` with the rows at the right edge, and the mask ``[B, L]`` of real positions."""
-    longest = int(embeds.lengths.max())
-    padded = embeds.values.new_zeros(len(embeds), longest, embeds.values.shape[1])
-    mask = torch.zeros(len(embeds), longest, dtype=torch.long)
-    for i, row in enumerate(embeds.rows()):
-        padded[i, longest - len(row) :] = row
-        mask[i, longest - len(row) :] = 1
+    real = [torch.ones(length, dtype=torch.int64) for length in embeds.lengths.tolist()]
+    padded, mask = (pad_sequence(list(rows), True, padding_side="left") for rows in (embeds.rows(), real))
     return padded, mask.to(embeds.device)
 
 

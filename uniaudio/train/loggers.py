@@ -41,18 +41,15 @@ class Tracker:
         total_steps: int | None,
         trackers: RunConfig | None = None,
     ) -> None:
-        self.run_dir = run_dir
-        self.main = main
+        self.run_dir, self.main, self.total_steps = run_dir, main, total_steps
+        self.metrics = run_dir / "metrics.jsonl"
         self.console = make_console()
         self.experiments: ExperimentTrackers | None = None
-        self.bar: WorkProgress | None = None
-        if not main:
-            return
-        run_dir.mkdir(parents=True, exist_ok=True)
-        self.metrics = run_dir / "metrics.jsonl"
-        for records in (self.metrics, run_dir / "skipped.jsonl"):
-            keep_rows(records, start_step)
-        if trackers is not None and list_tracker_names(trackers):
+        if main:
+            run_dir.mkdir(parents=True, exist_ok=True)
+            for records in (self.metrics, run_dir / "skipped.jsonl"):
+                keep_rows(records, start_step)
+        if main and trackers is not None and list_tracker_names(trackers):
             self.experiments = ExperimentTrackers(trackers, start_step, self.warn)
             for sentence in self.experiments.describe():
                 self.say(sentence)
@@ -62,17 +59,15 @@ class Tracker:
             TimeRemainingColumn(),
             TextColumn("{task.fields[waiting]}", markup=False),
         )
-        self.bar = WorkProgress(self.console, "steps", columns=columns)
+        self.bar = WorkProgress(self.console, "steps", main, columns)
         self.bar.start()
         self.task = self.bar.add_task(
             "training", total=total_steps, completed=start_step, figures="", waiting=""
         )
-        self.total_steps = total_steps
 
     def advance(self) -> None:
         """Count one step."""
-        if self.bar is not None:
-            self.bar.advance(self.task)
+        self.bar.advance(self.task)
 
     def log(self, row: Mapping[str, Any]) -> None:
         """Append one row of training figures; it needs ``step`` and ``loss``."""
@@ -84,12 +79,11 @@ class Tracker:
             f"{loss}  {format_number(row.get('audio_seconds_per_second', 0))} audio-s/s  "
             f"data wait {row.get('data_wait_share', 0):.0%}"
         )
-        if self.bar is not None:
-            self.bar.update(self.task, description=row.get("stage", "training"), figures=figures)
+        self.bar.update(self.task, description=row.get("stage", "training"), figures=figures)
         if not self.console.is_terminal:
             step = f"step {row['step']}{f'/{self.total_steps}' if self.total_steps else ''}"
-            remaining = self.bar.tasks[0].time_remaining if self.bar is not None else None
-            self.console.print(f"{step}  {figures}  eta {format_duration(remaining)}")
+            remaining = format_duration(self.bar.tasks[0].time_remaining)
+            self.console.print(f"{step}  {figures}  eta {remaining}")
         if self.experiments is not None:
             self.experiments.log(dict(flatten_numbers(row, "train")), row["step"])
 
@@ -112,13 +106,11 @@ class Tracker:
         Args:
             plain: say it where there is no terminal as well; for what takes long.
         """
-        if self.bar is not None:
-            self.bar.update(self.task, waiting=what)
-            if plain and not self.console.is_terminal:
-                self.say(what)
+        self.bar.update(self.task, waiting=what)
+        if plain and not self.console.is_terminal:
+            self.say(what)
         yield
-        if self.bar is not None:
-            self.bar.update(self.task, waiting="")
+        self.bar.update(self.task, waiting="")
 
     def say(self, sentence: str, style: str = "") -> None:
         """Print what a person should know now."""
@@ -146,7 +138,7 @@ class Tracker:
 
     def close(self) -> None:
         """Stop the bar and the trackers."""
-        if self.bar is not None:
+        if self.main:  # it ends with an empty line
             self.bar.stop()
         if self.experiments is not None:
             self.experiments.finish()

@@ -127,7 +127,7 @@ class StageRun:
         if self.is_over:  # lowered to what is done already: the checkpoint there becomes the end of the stage
             self.save()
             return True
-        steps = steps or self.open_steps()
+        steps = steps or open_steps(self.run.data, self.model, position)
         self.metrics = self.make_metrics()
         self.model.engine.plain.train()
         while not self.is_over:
@@ -149,17 +149,13 @@ class StageRun:
             if balance and position.stage_step % balance.every == 0 and not position.has_finished(self.stage):
                 self.evaluation.move_mixture(balance)
                 steps.close()  # its workers end before those of the next round begin
-                steps = self.open_steps()
+                steps = open_steps(self.run.data, self.model, position)
             must_stop = self.evaluation.check_guards(self.is_over)
             if position.step % settings.save_every == 0 or self.is_over or must_stop:
                 self.save()
             if must_stop:
                 return False
         return True
-
-    def open_steps(self) -> Generator[StepBatch, None, None]:
-        """Open the data of the stage where the position is."""
-        return open_steps(self.run.data, self.model, self.position)
 
     def wait_for_step(self, steps: Iterator[StepBatch]) -> StepBatch:
         """Wait for the data of a step."""

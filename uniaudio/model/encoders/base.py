@@ -141,6 +141,11 @@ class AudioEncoder(InitArgsModule):
         )
 
 
+def is_trained(module: nn.Module) -> bool:
+    """Return whether any parameter takes a gradient."""
+    return any(p.requires_grad for p in module.parameters())
+
+
 def freeze_mask_embedding(model: nn.Module) -> None:
     """Freeze what stands for masked frames in pre-training, which is not done here."""
     for name, parameter in model.named_parameters():

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from uniaudio.config.run import RunConfig
 from uniaudio.errors import UserError
-from uniaudio.model.encoders.base import AudioEncoder
+from uniaudio.model.encoders.base import AudioEncoder, is_trained
 from uniaudio.model.fusion.align import align, count_frames_at
 from uniaudio.model.fusion.base import FusionOperator
 from uniaudio.model.fusion.stft_residual import StftBranch
@@ -56,11 +56,6 @@ def fit_scale(
         )
     weight = 1 / spread.clamp(min=SMALLEST_SPREAD * usual)
     return weight, -mean * weight
-
-
-def is_trained(module: nn.Module) -> bool:
-    """Return whether any parameter takes a gradient."""
-    return any(p.requires_grad for p in module.parameters())
 
 
 class CompositeEncoder(AudioEncoder):

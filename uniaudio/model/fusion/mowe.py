@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from uniaudio.distributed import world_size
-from uniaudio.model.encoders.base import AudioEncoder
+from uniaudio.model.encoders.base import AudioEncoder, is_trained
 from uniaudio.model.float32 import Float32Linear, raise_to_float32
 from uniaudio.model.fusion.align import count_frames_at
 from uniaudio.model.fusion.base import average_per_clip, entropy, name_columns, set_linear
-from uniaudio.model.fusion.encoder import CompositeEncoder, find_components, is_trained
+from uniaudio.model.fusion.encoder import CompositeEncoder, find_components
 from uniaudio.ragged import Ragged
 from uniaudio.types import Auxiliary, Encoded
 
