@@ -116,7 +116,7 @@ class FeatureWriter:
         if self.problem is not None:
             return
         if not self.in_thread:
-            self.try_to_write(store, keys, frames)
+            self.write(store, keys, frames)
             return
         if self.thread is None:
             self.thread = threading.Thread(target=self.work, name="features", daemon=True)
@@ -127,26 +127,22 @@ class FeatureWriter:
         """Write until ``close``; runs in the thread, which goes on taking when it writes no more."""
         while (given := self.waiting.get()) is not None:
             if self.problem is None:
-                self.try_to_write(*given)
-
-    def try_to_write(self, store: FeatureStore, keys: Sequence[str], frames: Ragged) -> None:
-        """Write, or note why it cannot be done."""
-        try:
-            self.write(store, keys, frames)
-        # one that only ends the thread would be heard by nobody
-        except Exception as problem:
-            self.problem = f"frames could not be written to {store.folder} ({problem!r})"
+                self.write(*given)
 
     def write(self, store: FeatureStore, keys: Sequence[str], frames: Ragged) -> None:
-        """Write a file for each clip where there is room on the disk."""
-        store.folder.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(store.folder).free
-        if free < LEAST_FREE:
-            self.problem = f"{store.folder} has {free / GIB:.1f} GiB left, less than {LEAST_FREE / GIB:.0f}"
-            return
-        rows = frames.to("cpu").rows()
-        for key, row in zip(keys, rows, strict=True):
-            store.write(key, row)
+        """Write a file for each clip where there is room on the disk, or note why it cannot be done."""
+        try:
+            store.folder.mkdir(parents=True, exist_ok=True)
+            free = shutil.disk_usage(store.folder).free
+            if free < LEAST_FREE:
+                self.problem = (
+                    f"{store.folder} has {free / GIB:.1f} GiB left, less than {LEAST_FREE / GIB:.0f}"
+                )
+                return
+            for key, row in zip(keys, frames.to("cpu").rows(), strict=True):
+                store.write(key, row)
+        except Exception as problem:  # one that only ends the thread would be heard by nobody
+            self.problem = f"frames could not be written to {store.folder} ({problem!r})"
 
     def explain_problem(self) -> str | None:
         """Return, once, why frames are not kept any more."""

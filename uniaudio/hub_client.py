@@ -123,13 +123,14 @@ def call_hub(call: Callable[[], Result]) -> Result:
 
 @contextmanager
 def convert_hub_errors(
-    what: str, name: str, revision: str | None = None, kind: str = "model"
+    what: str, name: str, revision: str | None = None, kind: str = "model", refusals_only: bool = False
 ) -> Iterator[None]:
     """Turn what the client libraries of the Hub raise inside into one sentence with the fix.
 
     Args:
         what: begins the sentence ("encoders.whisper.path: openai/whisper-small cannot be fetched").
         name: of the repository. kind: ``model`` or ``dataset``.
+        refusals_only: let exceptions pass where it is not the Hub that did not give something.
 
     Raises:
         UserError: in place of any exception that is not ours.
@@ -141,28 +142,11 @@ def convert_hub_errors(
         raise
     except Exception as problem:
         reason = explain_failure(problem, name, revision, kind)
+        if refusals_only and not reason:
+            raise
         is_unreachable = find_status(problem)[0] is None and has_lost_connection(problem)
         error = HubUnreachableError if is_unreachable else UserError
         raise error(f"{what}: {reason or escape_text(read_first_line(problem))}") from problem
-
-
-@contextmanager
-def convert_hub_refusals(
-    what: str, name: str, revision: str | None = None, kind: str = "model"
-) -> Iterator[None]:
-    """Do as ``convert_hub_errors`` where it is the Hub that did not give something; let other exceptions pass.
-
-    Raises:
-        UserError: as said.
-    """
-    try:
-        with announce_wait(name):
-            yield
-    except Exception as problem:
-        if isinstance(problem, UserError) or not explain_failure(problem, name, revision, kind):
-            raise
-        with convert_hub_errors(what, name, revision, kind):
-            raise
 
 
 def describe_failure(problem: BaseException) -> str:

@@ -32,7 +32,7 @@ from uniaudio.data.prompt_tokens import ChatFormat
 from uniaudio.data.recipe import Recipe, load_recipe
 from uniaudio.distributed import gather_objects, is_main
 from uniaudio.errors import UserError, convert_to_user_error, mask_values, prefix_user_errors
-from uniaudio.hub_client import convert_hub_refusals
+from uniaudio.hub_client import convert_hub_errors
 from uniaudio.model.adapters.base import Adapter
 from uniaudio.model.audio_lm import AudioLM
 from uniaudio.model.base_identity import CODE
@@ -180,7 +180,7 @@ def load_tokenizer(settings: DecoderConfig, path: str) -> PreTrainedTokenizerBas
     name = path.removeprefix(RANDOM)
     with prefix_user_errors("decoder.path"):
         commit = pin_revision(name, settings.revision)
-    refusals = convert_hub_refusals(what, name, settings.revision)
+    refusals = convert_hub_errors(what, name, settings.revision, refusals_only=True)
     with convert_to_user_error(what, "add its tokenizer files to the folder"), refusals:
         tokenizer = AutoTokenizer.from_pretrained(
             name, revision=commit, trust_remote_code=settings.trust_remote_code

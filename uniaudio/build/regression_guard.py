@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from uniaudio.evaluate.probing.held_probes import HeldScores, probe_held
 from uniaudio.evaluate.probing.labelled_folder import hold_folders, read_folders
 from uniaudio.evaluate.probing.task_rows import TaskRows, read_task
 from uniaudio.model.encoders.base import AudioEncoder
+from uniaudio.outputs import is_main_rank
 
 SETS = "guard.sets"  # the key, for messages
 REFERENCE = "guard.json"  # in the run folder: the scores where the run began
@@ -31,8 +31,7 @@ def read_guarded_sets(config: RunConfig) -> list[TaskRows]:
     """
     if config.guard is None:
         return []
-    quiet = os.environ.get("RANK", "0") != "0"
-    return hold_folders(list_set_folders(config.guard), lambda sentence: print_note(sentence, quiet), SETS)
+    return hold_folders(list_set_folders(config.guard), print_note, SETS)
 
 
 def check_guarded_sets(config: RunConfig, note: Callable[[str], None]) -> None:
@@ -53,9 +52,9 @@ def list_set_folders(settings: GuardConfig) -> dict[str, Path]:
     return {name: Path(folder) for name, folder in settings.sets.items()}
 
 
-def print_note(sentence: str, quiet: bool = False) -> None:
+def print_note(sentence: str) -> None:
     """Print what a user must know of the guarded sets before a run begins."""
-    make_console(stderr=True, quiet=quiet).print(f"guard: {sentence}", soft_wrap=True)
+    make_console(stderr=True, quiet=not is_main_rank()).print(f"guard: {sentence}", soft_wrap=True)
 
 
 def list_accuracies(measured: HeldScores, settings: GuardConfig) -> dict[str, float]:

@@ -9,7 +9,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from uniaudio.errors import UserError, convert_to_user_error, prefix_user_errors
-from uniaudio.hub_client import convert_hub_refusals
+from uniaudio.hub_client import convert_hub_errors
 from uniaudio.model.base_identity import TOKENIZER_FILES, identify_base
 from uniaudio.model.decoder import TextDecoder
 from uniaudio.model.decoder_limits import refuse_unusable_class
@@ -96,7 +96,7 @@ def load_causal_lm(
         UserError: when it cannot be loaded as a causal language model, or lacks weights.
     """
     what = f"decoder.path: {path} cannot be loaded as a causal language model"
-    with convert_to_user_error(what), convert_hub_refusals(what, path, revision):
+    with convert_to_user_error(what), convert_hub_errors(what, path, revision, refusals_only=True):
         # its file may name a kernel on the Hub for attention
         config = read_stock_config(path, commit, trust_remote_code)
         refuse_unusable_class(config)

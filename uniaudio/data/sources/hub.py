@@ -48,7 +48,7 @@ from uniaudio.data.sources.saved_datasets import (
 from uniaudio.data.sources.url_files import convert_source_errors, open_by_scheme, wait_for_hub
 from uniaudio.data.sources.webdataset import WebDatasetSource
 from uniaudio.errors import RowError, UserError, convert_to_user_error
-from uniaudio.hub_client import call_hub, convert_hub_errors, convert_hub_refusals
+from uniaudio.hub_client import call_hub, convert_hub_errors
 
 CONFIGS = re.compile(
     r"Config name is missing.*available configs: \[(.*?)\]", re.DOTALL
@@ -182,7 +182,7 @@ class StreamedSource(ShardedSource):
         self.folder = Path(place) if Path(place).is_dir() else Path()  # that paths of clips are relative to
         load, stored = card.load, card.split(split)
         commit = repository.commit if repository is not None else None
-        refusals = convert_hub_refusals(what, load.location, load.revision, "dataset")
+        refusals = convert_hub_errors(what, load.location, load.revision, "dataset", refusals_only=True)
         with convert_to_user_error(what, give_advice(load)), refusals:
             if is_saved_dataset(Path(place)):
                 stream = stream_saved_dataset(Path(place), stored.name)

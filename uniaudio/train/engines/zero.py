@@ -72,14 +72,6 @@ class ZeroEngine(Engine):
         norm = self.engine.get_global_grad_norm()
         return float(norm)
 
-    def list_partitions(self) -> list[Tensor]:
-        """Return this rank's flat parts of the weights, as AdamW knows them."""
-        inner = self.engine.optimizer
-        parts: list[Tensor] = (
-            inner.single_partition_of_fp32_groups if self.stage < 3 else inner.fp32_partitioned_groups_flat
-        )
-        return parts
-
     def link_moments(self) -> None:
         """Let DeepSpeed find the moments by parameter; it does so too early, after the first group's update."""
         self.engine.optimizer._hp_optimizer_states_linked = False
@@ -105,7 +97,12 @@ class ZeroEngine(Engine):
         if self.stage == 0:
             super().load_moments(saved, updates)
             return
-        for flat in self.list_partitions():  # AdamW would make its states at the first update
+        inner = self.engine.optimizer
+        # this rank's flat parts of the weights, of which AdamW would make its states at the first update
+        parts = (
+            inner.single_partition_of_fp32_groups if self.stage < 3 else inner.fp32_partitioned_groups_flat
+        )
+        for flat in parts:
             self.optimizer.state[flat] = {kind: torch.zeros_like(flat) for kind in MOMENTS}
             self.optimizer.state[flat]["step"] = torch.zeros((), device=self.get_step_device(flat))
         if self.stage < 3:
