@@ -60,6 +60,21 @@ def raise_together(problem: str | None) -> None:
         raise UserError(sentence)
 
 
+@contextlib.contextmanager
+def refuse_together() -> Iterator[None]:
+    """Let all ranks end with the mistake that one of them finds inside; all of them must enter.
+
+    Raises:
+        UserError: see ``raise_together``.
+    """
+    refusal = None
+    try:
+        yield
+    except UserError as mistake:
+        refusal = str(mistake)
+    raise_together(refusal)
+
+
 def barrier() -> None:
     if is_distributed():
         dist.barrier()

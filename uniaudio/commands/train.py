@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -54,9 +53,9 @@ from uniaudio.distributed import (
     gather_objects,
     is_distributed,
     is_main,
+    refuse_together,
     shutdown_process_group,
 )
-from uniaudio.errors import UserError
 from uniaudio.estimate.activation_checkpointing import make_chooser
 from uniaudio.evaluate.probing.task_rows import TaskRows
 from uniaudio.model.audio_lm import cast_to_audio_lm
@@ -217,22 +216,6 @@ def check_later_stages(
     with refuse_together():
         if is_main():
             check_stage_rows(config, recipes, begun)
-
-
-@contextmanager
-def refuse_together() -> Iterator[None]:
-    """Let all ranks end with the mistake that the main process finds inside; all of them must enter.
-
-    Raises:
-        UserError: of the main process.
-    """
-    refusal = None
-    try:
-        yield
-    except UserError as mistake:
-        refusal = str(mistake)
-    if sentence := gather_objects(refusal)[0]:
-        raise UserError(sentence)
 
 
 class RunModels:

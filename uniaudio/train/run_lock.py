@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from uniaudio.console import make_console, print_warning
-from uniaudio.distributed import is_main, raise_together
+from uniaudio.distributed import is_main, refuse_together
 from uniaudio.errors import UserError, convert_to_user_error
 from uniaudio.outputs import check_output_folder
 from uniaudio.train.lock_file import (
@@ -82,14 +82,11 @@ def hold_run_folder(run_dir: Path) -> Iterator[None]:
     Raises:
         UserError: when another run holds it, or the folder cannot be written.
     """
-    heartbeat, refusal = None, None
-    if is_main():
-        try:
-            heartbeat = begin_to_hold(run_dir)
-        except UserError as problem:
-            refusal = str(problem)
+    heartbeat = None
     try:
-        raise_together(refusal)
+        with refuse_together():
+            if is_main():
+                heartbeat = begin_to_hold(run_dir)
         yield
     finally:
         if heartbeat is not None:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from uniaudio.config.run import RunConfig
-from uniaudio.distributed import gather_objects, raise_together, rank, world_size
+from uniaudio.distributed import gather_objects, raise_together, rank, refuse_together, world_size
 from uniaudio.errors import UserError
 from uniaudio.train.checkpoint.folders import name_step_folder
 from uniaudio.train.checkpoint.writing import (
@@ -102,13 +102,9 @@ class CheckpointWriter:
             UserError: on all ranks, when the folder cannot be made or the checkpoint before could not be written.
         """
         self.wait()
-        problem = None
-        if rank() == 0:
-            try:
+        with refuse_together():
+            if rank() == 0:
                 begin_checkpoint(self.run_dir, step)
-            except UserError as refused:
-                problem = str(refused)
-        raise_together(problem)
         names = set() if self.part is None else set(distribute_tensors(engine.sizes, self.parts)[self.part])
         take = partial(take_snapshot, engine, carried, ema, step, state, names, self.copies)
         if engine.gathers:
