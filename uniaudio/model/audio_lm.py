@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,6 +17,7 @@ from uniaudio.model.encoders.base import AudioEncoder, is_trained
 from uniaudio.model.float32 import raise_to_float32
 from uniaudio.model.label_likelihoods import label_log_likelihoods
 from uniaudio.model.shared_prefix import find_key_places
+from uniaudio.model.tree_attention import Branches
 from uniaudio.ragged import Ragged
 from uniaudio.types import Batch, Encoded, LossSum
 
@@ -158,9 +159,12 @@ class AudioLM(nn.Module):
             labels: the token ids of every label with its end of turn, as ``ChatFormat.answer`` makes them.
             read: of the same prompts, where they were read before.
         """
-        text = (read or self.read_prompts(prompts)).text
-        hidden = self.decoder.packed_hidden if self.decoder.packed else None
-        return label_log_likelihoods(self.decoder, text, labels, hidden)
+        known = read or self.read_prompts(prompts)
+        return label_log_likelihoods(self.decoder, known.text, labels, self.find_branch_reader(known))
+
+    def find_branch_reader(self, read: ReadPrompts) -> Callable[[Ragged, Branches], Tensor] | None:
+        """Return what makes hidden states of rows with branches; None where the layers cannot."""
+        return self.decoder.packed_hidden if self.decoder.packed else None
 
     def embed_batch(self, batch: Batch) -> tuple[Ragged, Encoded]:
         """Return the decoder's input rows ``[T, D]``, audio tokens in their places, and what the encoder said.

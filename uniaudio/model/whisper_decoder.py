@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -21,7 +22,6 @@ from uniaudio.model.decoder import compute_label_losses
 from uniaudio.model.decoder_loading import choose_dtype, make_trainable
 from uniaudio.model.decoding import generate_with_cross_attention
 from uniaudio.model.encoders.weights import build_with_random_weights, fill, read_tensors
-from uniaudio.model.label_likelihoods import label_log_likelihoods
 from uniaudio.model.model_files import RANDOM, find_model_folder, read_model_config
 from uniaudio.model.tree_attention import Branches
 from uniaudio.ragged import Ragged
@@ -201,17 +201,8 @@ class CrossAttentionLM(AudioLM):
         text = self.decoder.embed(prompts.tokens.values)
         return ReadPrompts(prompts.tokens.with_values(text), self.encode_prompts(prompts, text)[0])
 
-    @torch.no_grad()
-    def label_log_likelihoods(
-        self, prompts: Batch, labels: Ragged, read: ReadPrompts | None = None
-    ) -> Float[Tensor, "B K"]:
-        known = read or self.read_prompts(prompts)
-        return label_log_likelihoods(
-            self.decoder,
-            known.text,
-            labels,
-            lambda rows, branches: self.decoder.hidden(rows, known.cross_frames, branches),
-        )
+    def find_branch_reader(self, read: ReadPrompts) -> Callable[[Ragged, Branches], Tensor]:
+        return lambda rows, branches: self.decoder.hidden(rows, read.cross_frames, branches)
 
     @torch.no_grad()
     def generate_ids(

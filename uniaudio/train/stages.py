@@ -26,7 +26,7 @@ from uniaudio.train.loop import StageRun, open_steps
 from uniaudio.train.profile import StepProfile
 from uniaudio.train.protocols import Evaluator, Models, TrainingData
 from uniaudio.train.signals import CONTINUE_LATER, StopSignal
-from uniaudio.train.stage_setup import StageModel, open_stage
+from uniaudio.train.stage_setup import open_stage
 from uniaudio.train.state import TrainState
 from uniaudio.train.watchdog import HangWatch
 
@@ -158,13 +158,19 @@ def train_stages(
         run = RunServices(models, data, evaluator, config, accelerator, stop, watch, position, callbacks)
         stack.callback(run.close)
         while True:
-            if not train_stage(run, model, position, steps):
+            stage = StageRun(run, model, position)
+            stage.announce()
+            is_finished = stage.train_to_end(steps)
+            run.writer.wait()
+            run.user.enter_stage(stage.stage.name, None)
+            model.close()
+            if not is_finished:
                 run.tracker.log_event("stopped", step=position.step)
                 run.tracker.say(describe_stop(run_dir, position.step))
                 return CONTINUE_LATER
             if position.stage + 1 == len(config.stages) or position.is_at_cap(config):
                 break
-            del model  # freed before the next stage builds its own
+            del model, stage  # freed before the next stage builds its own
             steps = None
             gc.collect()
             barrier()
@@ -174,29 +180,6 @@ def train_stages(
         run.tracker.log_event("finished", step=position.step)
         run.tracker.say(describe_end(config, position.step))
     return 0
-
-
-def train_stage(
-    run: RunServices,
-    model: StageModel,
-    position: TrainState,
-    steps: Generator[StepBatch, None, None] | None,
-) -> bool:
-    """Train one stage from where the position is, wait for its checkpoints and release its engine.
-
-    Args:
-        steps: the data where the position is, if they are open already.
-
-    Returns:
-        Whether the stage came to its end; else it was stopped, and a checkpoint is saved.
-    """
-    stage = StageRun(run, model, position)
-    stage.announce()
-    finished = stage.train_to_end(steps)
-    run.writer.wait()
-    run.user.enter_stage(stage.stage.name, None)
-    model.close()
-    return finished
 
 
 def find_start(
