@@ -15,10 +15,7 @@ from uniaudio.errors import UserError, convert_to_user_error
 from uniaudio.model.activation_checkpointing import find_recomputable_layers, recompute_layer
 from uniaudio.model.attention import PACKED, Segments, register_packed_attention
 from uniaudio.model.cross_entropy import frozen_head_cross_entropy
-from uniaudio.model.decoder_limits import (
-    find_position_limit,
-    refuse_without_generation,
-)
+from uniaudio.model.decoder_limits import find_position_limit, refuse_without_generation
 from uniaudio.model.depth_injection import DepthInjection
 from uniaudio.model.shared_prefix import compute_row_positions, find_key_places
 from uniaudio.model.tree_attention import Branches

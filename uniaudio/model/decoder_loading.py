@@ -16,12 +16,7 @@ from uniaudio.model.decoder_limits import refuse_unusable_class
 from uniaudio.model.encoders.weights import build_with_random_weights
 from uniaudio.model.fp8 import FP8, convert_to_float8, refuse_without_units
 from uniaudio.model.lora import add_lora
-from uniaudio.model.model_files import (
-    RANDOM,
-    pin_revision,
-    read_stock_config,
-    refuse_unusable_files,
-)
+from uniaudio.model.model_files import RANDOM, pin_revision, read_stock_config, refuse_unusable_files
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 

@@ -84,15 +84,9 @@ def turn_channels(
 
 
 def load_glmasr(path: str, revision: str | None = None, seed: int = 0, **settings: Any) -> GlmAsrAudioEncoder:
-    """Load the audio tower in float32 from a full or tower-only checkpoint; of a full one nothing else is read.
+    """Load the audio tower, as ``load_whisper_tower`` does.
 
     GLM-ASR hears 30 s with silence behind the clip and no mask, which is ``pad_to=30``.
-
-    Args:
-        settings: those of ``GlmAsrAudioEncoder``.
-
-    Raises:
-        UserError: when there is no such folder, or a tensor of the tower is missing or unknown.
     """
     tower, _ = fill_tower(STOCK, path, revision, seed, PREFIXES, ("audio_config",))
     return GlmAsrAudioEncoder(tower, **settings)

@@ -17,11 +17,7 @@ from uniaudio.console import silence_known_warnings
 from uniaudio.errors import UserError
 from uniaudio.model.compile import refuse_without_compiler
 from uniaudio.train.engines.base import Engine
-from uniaudio.train.engines.conflicts import (
-    refuse_conflicts,
-    refuse_deepspeed_conflicts,
-    refuse_uneven_calls,
-)
+from uniaudio.train.engines.conflicts import refuse_conflicts, refuse_deepspeed_conflicts, refuse_uneven_calls
 from uniaudio.train.engines.ddp import DdpEngine
 from uniaudio.train.engines.fsdp2 import Fsdp2Engine
 from uniaudio.train.engines.precision import choose_precision
