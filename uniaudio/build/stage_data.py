@@ -39,7 +39,7 @@ CONTENTS, WRITTEN = "contents", "written"
 
 @dataclass(frozen=True)
 class StageData:
-    """Opens the data of the stages for a model: the ``TrainingData`` of a run.
+    """Opens the data of the stages for a model: the ``TrainingData`` of a run, which describes the methods.
 
     Args:
         recipes: one per stage. format: of the conversations, with the decoder's tokenizer.
@@ -59,11 +59,9 @@ class StageData:
         return tuple(sorted({task for recipe in self.recipes for task in recipe.list_tasks()}))
 
     def encode_in_text(self, ids: Sequence[int]) -> list[int]:
-        """Return the ids of an answer as it is written within a sentence."""
         return self.format.encode_in_text(ids)
 
     def list_entry_tasks(self, stage: int) -> dict[str, list[str]]:
-        """Return the tasks of each entry of a stage's recipe."""
         return {entry.name: [t.task for t in entry.templates] for entry in self.recipes[stage].train}
 
     def open_mixture(self, stage: int, model: nn.Module, recipe: Recipe | None = None) -> Mixture:
@@ -94,13 +92,7 @@ class StageData:
     def open_steps(
         self, stage: int, model: nn.Module, balance: AdaptiveMixture, state: dict[str, Any] | None
     ) -> tuple[dict[str, Any], Generator[StepBatch, None, None]]:
-        """Open the endless steps of a stage for this rank, from a saved position on, or from the beginning.
-
-        Every round of an adaptive mixture has its own shares and its own order.
-
-        Returns:
-            The position as JSON, and the steps.
-        """
+        """Open the steps of a stage; every round of an adaptive mixture has its own shares and its own order."""
         mixture = self.open_mixture(stage, model)
         require_same_data(mixture)
         if balance.round:
@@ -139,7 +131,6 @@ class StageData:
         return position.to_json(), steps
 
     def join_states(self, states: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """Return the one position, from that of every rank, that any number of ranks can go on from."""
         last = max(self.contents, default=0)
         known = {CONTENTS: self.contents.get(last), WRITTEN: self.written.get(last)}
         return {**join_states(states), **{key: facts for key, facts in known.items() if facts}}
