@@ -91,7 +91,7 @@ class AudioEncoder(InitArgsModule):
 
     def can_recompute(self) -> bool:
         """Return whether ``recompute`` would change anything, as where it calls its layers one by one."""
-        return "layer" in vars(self)
+        return callable(vars(self).get("layer"))
 
     def recompute(self) -> None:
         """Let the layers recompute, for the rest of this encoder's life."""
