@@ -81,9 +81,9 @@ def make_table(title: str, *columns: str, numbers: int = 0) -> Table:
     return table
 
 
-def print_warning(sentence: str, console: Console) -> None:
-    """Print a sentence about something that may be wrong."""
-    console.print(sentence, style="yellow", soft_wrap=True)
+def print_warning(sentence: str, console: Console | None = None) -> None:
+    """Print a sentence about something that may be wrong; None: on stdout, where the lines of a run are."""
+    (console or make_console()).print(sentence, style="yellow", soft_wrap=True)
 
 
 def announce(sentence: str) -> None:
@@ -91,11 +91,6 @@ def announce(sentence: str) -> None:
     hide_library_bars()
     if is_main_rank():
         print(sentence, file=sys.stderr, flush=True)
-
-
-def print_warning(sentence: str) -> None:
-    """Print a warning on stdout, where the lines of a run are; the caller sees to it that one process does."""
-    make_console().print(sentence, style="yellow", soft_wrap=True)
 
 
 @cache  # a checkpoint is opened many times in a command
