@@ -147,6 +147,9 @@ class Data:
     def iterate_examples(self, stage, model, recipe):
         yield from ()
 
+    def take_skips(self):
+        return []
+
     def encode_in_text(self, ids):
         return list(ids)
 
@@ -311,6 +314,41 @@ def test_bad_steps_in_a_row_count_across_a_resume(tone_run):
     assert saved(tone_run).state["bad"] == 2
     with pytest.raises(UserError, match=r"^4 steps in a row .*the last: step 4 "):
         run(tone_run, Model(bad=range(1, 100)), "train.max_bad_steps=4", resume=True)
+
+
+@pytest.mark.parametrize("limit", ["train.max_bad_steps=100", "train.max_bad_steps=3"])
+def test_weights_that_are_not_finite_are_named_and_the_run_does_not_end_well(tone_run, limit):
+    """Fewer steps than the limit, none of them applied: before, such a run ended with exit code 0."""
+    model = Model()
+    with torch.no_grad():
+        model.encoder.bias.fill_(math.nan)
+    learned_nothing = r"stage one has learned nothing: all of its 8 steps were skipped, .*"
+    reason = r"encoder\.bias holds NaN or infinite values: start from undamaged weights"
+    message = {
+        "train.max_bad_steps=100": rf"^{learned_nothing}; {reason}$",
+        "train.max_bad_steps=3": rf"^3 steps in a row were skipped \(.*=3\); {reason}; the last: step 3",
+    }[limit]
+    with pytest.raises(UserError, match=message):
+        run(tone_run, model, limit)
+    assert not events(tone_run, "finished")
+    assert not find_stage_ends(tone_run.parent / "out")[0]
+
+
+def test_a_stage_in_which_no_step_was_applied_ends_the_run_wherever_it_ends(tone_run):
+    message = (
+        r"^stage one has learned nothing: all of its 2 steps were skipped, .* try a smaller learning rate or "
+    )
+    with pytest.raises(UserError, match=message):  # at the cap, with weights that are fine
+        run(tone_run, Model(bad=range(1, 5)), "train.max_steps=2")
+    models = iter([Model(), Model(bad=range(1, 7))])
+    with pytest.raises(UserError, match=r"^stage b has learned nothing: all of its 3 steps were skipped"):
+        run(tone_run, lambda: next(models), two_stages(), to("two", tone_run))
+
+
+def test_one_applied_step_is_enough_for_a_stage(tone_run):
+    assert run(tone_run, Model(bad=range(3, 17)), "train.max_bad_steps=100") == 0
+    state = saved(tone_run).state
+    assert (state["step"], state["updates"], state["bad"]) == (8, 1, 7)
 
 
 def test_a_continued_run_ends_with_the_same_weights(tone_run):

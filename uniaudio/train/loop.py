@@ -76,7 +76,7 @@ class StageRun:
         self.run, self.model, self.position = run, model, position
         self.config, self.tracker = run.config, run.tracker
         self.stage: Stage = run.config.stages[position.stage]
-        self.spikes = LossSpikeDetector(self.config.train, position, self.tracker)
+        self.spikes = LossSpikeDetector(self.config.train, position, self.tracker, model.engine.plain)
         self.saved_step = position.step if position.stage_step else None  # a run that goes on has that one
         self.penalties: dict[str, float] = {}
         self.norm = math.nan
@@ -267,12 +267,15 @@ class StageRun:
         """Move the position behind a step and count it, whether it was applied or left out.
 
         Raises:
-            UserError: on all ranks, after too many steps in a row that were left out.
+            UserError: on all ranks, after too many steps in a row that were left out, and at the end of a stage in
+                which no step was applied.
         """
         position, engine = self.position, self.model.engine
         ids = [i for batch in step.micro for i in batch.ids]
         is_applied = self.spikes.account(self.norm, ids)
         position.stage_seconds += totals.seconds
+        if self.is_over:  # before the checkpoint that would end the stage
+            self.spikes.refuse_stage_without_updates(self.stage.name)
         position.stream = step.state.to_json()
         if is_applied and self.model.average is not None:
             self.model.average.update(engine.plain)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from uniaudio.config.training import TrainConfig
 from uniaudio.distributed import gather_objects, sum_over_ranks
@@ -19,11 +19,31 @@ MEMORY = 0.05  # weight of a new loss in the moving average
 NAMED = 20  # examples in a message
 
 
-class LossSpikeDetector:
-    """Judges the steps of a stage and counts them in its position."""
+def find_nonfinite_parameter(model: nn.Module) -> str:
+    """Return the name of a parameter, on any rank, that holds NaN or infinite values; an empty text for none.
 
-    def __init__(self, settings: TrainConfig, position: TrainState, tracker: Tracker) -> None:
-        self.settings, self.position, self.tracker = settings, position, tracker
+    Every rank looks at the shards that it holds, and must call it at the same point.
+    """
+    nonfinite = ""
+    for name, parameter in model.named_parameters():
+        shard = parameter.to_local() if hasattr(parameter, "to_local") else parameter
+        if not shard.detach().float().isfinite().all():
+            nonfinite = name
+            break
+    return next((name for name in gather_objects(nonfinite) if name), "")
+
+
+class LossSpikeDetector:
+    """Judges the steps of a stage and counts them in its position.
+
+    Args:
+        model: in which the reason is looked for when too many steps were left out.
+    """
+
+    def __init__(
+        self, settings: TrainConfig, position: TrainState, tracker: Tracker, model: nn.Module
+    ) -> None:
+        self.settings, self.position, self.tracker, self.model = settings, position, tracker, model
         self.loss: Tensor | None = None
 
     @property
@@ -86,7 +106,35 @@ class LossSpikeDetector:
         most = self.settings.max_bad_steps
         if position.bad >= most:
             raise UserError(
-                f"{position.bad} steps in a row were skipped (train.max_bad_steps={most}); the "
-                f"last: {sentence}"
+                f"{position.bad} steps in a row were skipped (train.max_bad_steps={most}); "
+                f"{self.describe_damaged_weights()}the last: {sentence}"
             )
         return False
+
+    def describe_damaged_weights(self) -> str:
+        """Return a clause about weights that no step can be done with, or an empty text.
+
+        A step that is not finite is never applied, so such weights are those that the stage started from.
+        """
+        if self.position.updates:
+            return ""
+        name = find_nonfinite_parameter(self.model)
+        return f"{name} holds NaN or infinite values: start from undamaged weights; " if name else ""
+
+    def refuse_stage_without_updates(self, stage: str) -> None:
+        """Refuse a stage that has come to its end without one applied step: its weights are those of its start.
+
+        Every rank must call it at the same point.
+
+        Raises:
+            UserError: on all ranks, naming the likely reason.
+        """
+        if self.position.updates:
+            return
+        reason = self.describe_damaged_weights() or (
+            "look at the clips of the examples named above, or try a smaller learning rate or train.precision=no; "
+        )
+        raise UserError(
+            f"stage {stage} has learned nothing: all of its {self.position.stage_step} steps were skipped, because "
+            f"their losses or gradients were not finite; {reason.removesuffix('; ')}"
+        )
