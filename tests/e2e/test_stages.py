@@ -322,19 +322,43 @@ def test_starts_and_ewc_pass_over_clips_that_cannot_be_decoded(tone_run):
     assert (out / "fisher" / "s0.safetensors").is_file()
 
 
+def copy_tones(tone_run, name, is_broken):
+    """Write a recipe ``old`` over a copy of the tones, some of whose clips are broken."""
+    folder = tone_run.parent
+    shutil.copytree(state_durations(tone_run), folder / name)
+    for clip in (folder / name).glob("*.wav"):
+        if is_broken(clip.name):
+            clip.write_bytes(b"broken")
+    card = yaml.safe_load((folder / "tones.yaml").read_text()) | {"dataset": name, "load": {"jsonl": name}}
+    (folder / f"{name}.yaml").write_text(yaml.safe_dump(card, sort_keys=False))
+    recipe = {"recipe": "old", "train": [{"dataset": name, "template": "tone"}]}
+    (folder / "old.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))
+
+
+@pytest.mark.parametrize("begins_again", [False, True])
+def test_rows_that_ewc_passes_over_are_listed_once(tone_run, capsys, begins_again):
+    copy_tones(tone_run, "before", lambda name: name in ("0.wav", "1.wav", "2.wav"))
+    manifest = (tone_run.parent / "before" / "manifest.jsonl").read_text().splitlines()
+    trained = {row["audio"] for row in map(json.loads, manifest) if row["split"] == "train"}
+    broken = trained & {"0.wav", "1.wav", "2.wav"}
+    assert broken
+    ewc = {"weight": 1.0, "recipe": "old", "examples": 60}  # more than an epoch
+    stages = [{"steps": 2}, {"steps": 1, "continual": {"ewc": ewc}}]
+    code, out = run(tone_run, "out", stages)
+    assert code == 0
+    if begins_again:
+        shutil.rmtree(out / "checkpoints" / "step-000003")
+        assert run(tone_run, "out", stages, resume="yes")[0] == 0
+    listed = [json.loads(line) for line in (out / "skipped.jsonl").read_text().splitlines()]
+    assert {row["row"] for row in listed} == broken
+    assert len(listed) == len(broken)
+    assert {(row["step"], row["source"], row["reason"]) for row in listed} == {(3, "before", "broken audio")}
+    assert "dataset before: row" in capsys.readouterr().out
+
+
 def test_old_data_without_a_clip_that_can_be_used_are_refused(tone_run, monkeypatch):
     """Fisher information of nothing would hold nothing, in silence."""
-    folder = tone_run.parent
-    shutil.copytree(state_durations(tone_run), folder / "gone")
-    for clip in (folder / "gone").glob("*.wav"):
-        clip.write_bytes(b"broken")
-    card = yaml.safe_load((folder / "tones.yaml").read_text()) | {
-        "dataset": "gone",
-        "load": {"jsonl": "gone"},
-    }
-    (folder / "gone.yaml").write_text(yaml.safe_dump(card, sort_keys=False))
-    recipe = {"recipe": "old", "train": [{"dataset": "gone", "template": "tone"}]}
-    (folder / "old.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))
+    copy_tones(tone_run, "gone", lambda name: True)
     ewc = {"weight": 1.0, "recipe": "old", "examples": 2}
     message = (
         r"ewc\.recipe: old: none of the clips tried of gone:tone, split train can be decoded \(0\.wav: broken"

@@ -24,6 +24,7 @@ from uniaudio.data.shard_contents import (
     merge_contents,
     read_write_times,
 )
+from uniaudio.data.skipped_rows import Skip
 from uniaudio.data.sources.folder_walk import describe_left_out
 from uniaudio.distributed import is_main, raise_together, rank, world_size
 from uniaudio.errors import UserError, mask_values
@@ -45,6 +46,7 @@ class StageData:
         recipes: one per stage. format: of the conversations, with the decoder's tokenizer.
         contents, written: what the main process knows of the files of the stages that were opened, and when they were
             last written.
+        skips: rows left out by ``iterate_examples`` that ``take_skips`` has not returned yet.
     """
 
     config: RunConfig
@@ -52,6 +54,7 @@ class StageData:
     format: ChatFormat
     contents: dict[int, Contents] = field(default_factory=dict)
     written: dict[int, Times] = field(default_factory=dict)
+    skips: list[Skip] = field(default_factory=list)
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -138,7 +141,7 @@ class StageData:
     def iterate_examples(self, stage: int, model: nn.Module, name: str | None) -> Iterator[Batch]:
         """Yield batches of one row each of a named recipe, or that of the stage before; the same on every rank.
 
-        Rows that cannot be used are skipped.
+        Rows that cannot be used are skipped; ``take_skips`` returns them.
 
         Raises:
             UserError: when there is no stage before and none is named, and when no row of a pool can be used.
@@ -157,6 +160,7 @@ class StageData:
         lost = 0
         for step in make_loader(alone, known, 0, 1, 0, 2):
             (batch,) = step.micro
+            self.skips.extend(step.skips)
             if batch.ids:
                 lost = 0
                 yield batch
@@ -169,6 +173,12 @@ class StageData:
                     f"recipe {recipe.name}: none of {lost} rows in a row can be used ({last.source}: {last.reason}, as "
                     f"row {last.row}, {last.detail}); {fix}"
                 )
+
+    def take_skips(self) -> list[Skip]:
+        """Return the rows that ``iterate_examples`` left out since the last call, each once; the same on every rank."""
+        skips = list(dict.fromkeys(self.skips))
+        self.skips.clear()
+        return skips
 
 
 def compare_contents(mixture: Mixture, state: Mapping[str, Any] | None) -> Contents:

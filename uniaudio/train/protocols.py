@@ -8,6 +8,7 @@ from typing import Any, Protocol
 from torch import nn
 
 from uniaudio.data.loader import StepBatch
+from uniaudio.data.skipped_rows import Skip
 from uniaudio.train.activation_checkpointing import Recomputing
 from uniaudio.train.adaptive_mixture import AdaptiveMixture
 from uniaudio.train.engines.base import Engine
@@ -63,6 +64,10 @@ class TrainingData(Protocol):
 
     def iterate_examples(self, stage: int, model: nn.Module, recipe: str | None) -> Iterator[Batch]:
         """Yield batches of one row of a named recipe, or that of the stage before; the same on all ranks."""
+        ...
+
+    def take_skips(self) -> Sequence[Skip]:
+        """Return the rows that ``iterate_examples`` left out since the last call; the same on all ranks."""
         ...
 
     def encode_in_text(self, ids: Sequence[int]) -> list[int]:

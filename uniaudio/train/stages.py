@@ -94,6 +94,20 @@ class RunServices:
             if complaint := of_all.explain_problem():
                 raise UserError(complaint)
 
+    def report_skips_of_start(self, number: int) -> None:
+        """List the rows that were left out of what a stage measures or fits before its first step.
+
+        They do not count towards ``data.max_skipped_share``, which is about the rows that are trained on.
+
+        Args:
+            number: of the stage's first step, so that a run that begins the stage again lists them once.
+        """
+        skips = self.data.take_skips()
+        if self.accelerator.is_main_process:  # every rank has read the same rows
+            for skip in SkipLedger(1.0).find_first_skips(skips):
+                self.tracker.warn(skip.sentence)
+            self.tracker.write_skips(number, skips)
+
     def sum_ledgers(self) -> SkipLedger:
         """Return the sum of the ledgers of all ranks; every rank must call it at the same point."""
         return SkipLedger(self.ledger.allowed, *gather_objects(self.ledger.counts()))
@@ -158,6 +172,7 @@ def train_stages(
         run = RunServices(models, data, evaluator, config, accelerator, stop, watch, position, callbacks)
         stack.callback(run.close)
         while True:
+            run.report_skips_of_start(position.step + 1)
             stage = StageRun(run, model, position)
             stage.announce()
             is_finished = stage.train_to_end(steps)
