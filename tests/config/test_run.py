@@ -9,6 +9,7 @@ from uniaudio.config.path_variables import get_cache_root
 from uniaudio.config.run_files import load_run
 from uniaudio.config.search_paths import find_file, make_portable_name
 from uniaudio.data.recipe import load_recipe
+from uniaudio.data.template import load_template
 from uniaudio.errors import UserError
 
 
@@ -147,6 +148,40 @@ def test_a_file_of_a_kind_is_known_however_its_key_is_written(tmp_path, content)
     assert find_file("recipe", "mine", tmp_path) == tmp_path / "mine.yaml"
     with pytest.raises(UserError, match="there is no recipe 'other'"):
         find_file("recipe", "other", tmp_path)
+
+
+@pytest.mark.parametrize("content", ["", "# to be written\n", "- task: mine\n", "a: [1, 2\n", "tsk: mine\n"])
+@pytest.mark.parametrize(
+    ("kind", "folder"), [("template", "templates"), ("dataset", "data_recipes/datasets")]
+)
+def test_a_file_without_the_key_of_its_kind_is_not_called_missing(tmp_path, content, kind, folder):
+    """What is wrong with it is said when it is read."""
+    (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / folder / "mine.yaml").write_text(content)
+    assert find_file(kind, "mine", tmp_path) == tmp_path / folder / "mine.yaml"
+    is_of_a_kind = content.startswith("tsk")  # beside the file that names it, it may be a config, or a card
+    (tmp_path / "beside.yaml").write_text(content)
+    if is_of_a_kind:
+        with pytest.raises(UserError, match=f"there is no {kind} 'beside'"):
+            find_file(kind, "beside", tmp_path)
+    else:
+        assert find_file(kind, "beside", tmp_path) == tmp_path / "beside.yaml"
+
+
+def test_an_empty_template_is_called_empty(tmp_path):
+    (tmp_path / "templates").mkdir()
+    (tmp_path / "templates" / "mine.yaml").write_text("")
+    with pytest.raises(
+        UserError, match=r"templates/mine\.yaml: is empty; it must be one mapping of keys to values$"
+    ):
+        load_template("mine", tmp_path)
+
+
+def test_a_whole_file_of_the_name_comes_before_one_that_is_empty(tmp_path):
+    (tmp_path / "templates").mkdir()
+    (tmp_path / "mine.yaml").write_text("")
+    (tmp_path / "templates" / "mine.yaml").write_text("task: mine\n")
+    assert find_file("template", "mine", tmp_path) == tmp_path / "templates" / "mine.yaml"
 
 
 @pytest.mark.parametrize("name", ["Which tone is it? " * 30, "Which tone is it? " * 30 + ".yaml"])

@@ -33,6 +33,9 @@ def test_words_stay_words_and_numbers_are_numbers(tmp_path):
         ("target: {{ word }}\n", "line 1: a key must be text; quote a value that begins with '{{'"),
         ("a: [1, 2\n", "line"),
         ("- 1\n", "must be one mapping"),
+        ("", "is empty; it must be one mapping"),
+        ("# to be written\n", "is empty; it must be one mapping"),
+        ('{"a": 1,\n "b": {"c": 1,\n "c": 2}}', "line 3: 'c' is written twice"),  # JSON is YAML
         ("a: 1\nb: {c: 1, c: 2}\n", "line 2: 'c' is written twice"),
         ("a: !python/object:os.system x\n", "line 1: quote a value that begins with '!'"),
         ("a: @x\n", "quote a value that begins with"),

@@ -10,7 +10,7 @@ from uniaudio.build.encoders import find_checkpoint
 from uniaudio.build.model import load_stage_recipes
 from uniaudio.config.run import RunConfig
 from uniaudio.config.run_files import load_run, load_stored_run
-from uniaudio.config.search_paths import find_file
+from uniaudio.config.search_paths import find_recipe_or_config
 from uniaudio.config.strict_yaml import load_yaml
 from uniaudio.data.recipe import Recipe, load_recipe
 from uniaudio.errors import UserError
@@ -51,16 +51,13 @@ def open_recipe(name: str) -> OpenedRecipe:
         config = load_stored_run(checkpoint / CONFIG, checkpoint.parent.parent)
         return OpenedRecipe(load_stage_recipes(config)[0], config, checkpoint)
     try:
-        path = find_file("recipe", name)
-    except UserError as problem:
-        try:
-            path = find_file("config", name)
-        except UserError:
-            if is_folder:
-                raise UserError(
-                    f"{name} is a folder without a checkpoint; name a recipe, a run config or a run folder"
-                ) from None
-            raise problem from None
+        path = find_recipe_or_config(name)
+    except UserError:
+        if is_folder:
+            raise UserError(
+                f"{name} is a folder without a checkpoint; name a recipe, a run config or a run folder"
+            ) from None
+        raise
     keys = load_yaml(path)
     # a run config has stages or inherits them; a recipe says its name
     if "stages" in keys or ("base" in keys and "recipe" not in keys):

@@ -60,6 +60,20 @@ def is_of_kind(file: Path, kind: Kind) -> bool:
     return False
 
 
+def is_of_no_other_kind(file: Path, near: Path | None) -> bool:
+    """Return whether a file without the key of the kind that is looked for can be meant all the same.
+
+    Only the folder of the naming file holds files of several kinds, and one that is empty or no mapping is of none:
+    what is wrong with it is said when it is read.
+    """
+    if near is None or file.parent != near:
+        return True
+    try:
+        return not isinstance(parse(read_text_file(file), str(file)), dict)
+    except UserError:
+        return True
+
+
 def find_file(kind: Kind, name_or_path: str, near: Path | None = None) -> Path:
     """Return the YAML file of a name (``esc50``) or path (``my/esc50.yaml``).
 
@@ -80,13 +94,31 @@ def find_file(kind: Kind, name_or_path: str, near: Path | None = None) -> Path:
         raise UserError(f"{name_or_path} is a run folder; its config is {stored}")
     stem = name_or_path.removesuffix(".yaml").removesuffix(".yml")
     folders = list_search_folders(kind, near)
-    for folder in folders:
-        file = folder / f"{stem}.yaml"
-        if isfile(file) and is_of_kind(file, kind):
+    named = [file for folder in folders if isfile(file := folder / f"{stem}.yaml")]
+    for file in named:
+        if is_of_kind(file, kind):
+            return file
+    for file in named:
+        if is_of_no_other_kind(file, near):
             return file
     files = {file for folder in folders for file in folder.glob("*.yaml")}
     known = sorted({file.stem for file in files if is_of_kind(file, kind)})
     raise UserError(f"there is no {kind} '{stem}'{suggest_or_list(stem, known)}")
+
+
+def find_recipe_or_config(name_or_path: str) -> Path:
+    """Return the YAML file of a recipe, or of a run config where no recipe has the name.
+
+    Raises:
+        UserError: with the nearest valid name of a recipe.
+    """
+    try:
+        return find_file("recipe", name_or_path)
+    except UserError as problem:
+        try:
+            return find_file("config", name_or_path)
+        except UserError:
+            raise problem from None
 
 
 def make_portable_name(kind: Kind, name_or_path: str, near: Path) -> str:

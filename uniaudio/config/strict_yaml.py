@@ -32,9 +32,11 @@ def load_yaml(path: Path) -> dict[str, Any]:
     """Read one mapping from a file.
 
     Raises:
-        UserError: naming file and line, when the file is missing, not YAML, or not one mapping.
+        UserError: naming file and line, when the file is missing, empty, not YAML, or not one mapping.
     """
     data = parse(read_text_file(path), str(path))
+    if data is None:
+        raise UserError(f"{path}: is empty; it must be one mapping of keys to values")
     if not isinstance(data, dict):
         raise UserError(f"{path}: must be one mapping of keys to values")
     return data
