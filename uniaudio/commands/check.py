@@ -36,6 +36,7 @@ from uniaudio.checks.stages import (
     sketch_parts,
     sketch_stages,
 )
+from uniaudio.checks.weight_files import check_decoder_tensors, check_weight_files
 from uniaudio.commands.evaluate import SHORTEST_WINDOW
 from uniaudio.config.run import RunConfig
 from uniaudio.config.stages import Stage
@@ -78,6 +79,8 @@ def check_run(config: RunConfig, console: Console | None = None) -> None:
     if encoders_are_known or Path(config.decoder.folder).is_dir():  # a Hub that is away is waited for once
         with note_unreachable_hub(console):
             decoder = sketch_decoder(config)
+    check_weight_files(config)
+    check_decoder_tensors(config)
     if decoder is not None:
         print_prompt(decoder, config, console)
     is_miniature = config.decoder.miniature is not None

@@ -33,6 +33,7 @@ from uniaudio.build.stage_data import StageData
 from uniaudio.checks.cache_settings import describe_cached_crops, refuse_useless_caches
 from uniaudio.checks.imported_encoders import check_imported_encoders
 from uniaudio.checks.stages import ParameterNames, check_stage_names, check_stage_rows, sketch_stages
+from uniaudio.checks.weight_files import check_weight_files
 from uniaudio.commands.check import check_all_names
 from uniaudio.commands.evaluate import (
     check_evaluation_sets,
@@ -114,6 +115,7 @@ def run_training(
         architecture = read_decoder_config(config)
         if config.decoder.train != "frozen":  # so that a stage may train it alone, or freeze it, too
             check_all_names(config, architecture)
+    check_weight_files(config)
     sets = read_guarded_sets(config)
     try:
         accelerator = make_accelerator(config)

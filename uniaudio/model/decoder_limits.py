@@ -7,7 +7,13 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_MASKED_LM_MAPPING,
+    AutoModelForCausalLM,
+    PretrainedConfig,
+    PreTrainedModel,
+)
 
 from uniaudio.errors import UserError, convert_to_user_error
 
@@ -22,7 +28,8 @@ def refuse_unusable_class(config: PretrainedConfig) -> None:
     """Refuse a decoder by its configuration, without its weights; classes of foreign code are not looked at.
 
     Raises:
-        UserError: when it has an encoder of text, is no causal language model, or needs ids beside embeddings.
+        UserError: when it has an encoder of text, is no causal language model (BERT has a class for it, but sees what
+            follows a token unless its config says ``is_decoder``), or needs ids beside embeddings.
     """
     if config.is_encoder_decoder:
         raise UserError(
@@ -42,6 +49,11 @@ def refuse_unusable_class(config: PretrainedConfig) -> None:
         raise UserError(
             f"decoder.path: {config.model_type} is not a causal language model that transformers "
             "knows; use another one"
+        )
+    if type(config) in MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", False):
+        raise UserError(
+            f"decoder.path: {config.model_type} reads texts in both directions, so it is no causal language model; use "
+            "another one"
         )
     if getattr(config.get_text_config(), "hidden_size_per_layer_input", None):
         raise UserError(

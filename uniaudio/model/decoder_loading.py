@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM
+from transformers.utils import logging
 
 from uniaudio.errors import UserError, convert_to_user_error, prefix_user_errors
 from uniaudio.hub_client import convert_hub_errors
@@ -17,6 +20,7 @@ from uniaudio.model.encoders.weights import build_with_random_weights
 from uniaudio.model.fp8 import FP8, convert_to_float8, refuse_without_units
 from uniaudio.model.lora import add_lora
 from uniaudio.model.model_files import RANDOM, pin_revision, read_stock_config, refuse_unusable_files
+from uniaudio.model.weight_headers import read_tensor_headers
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
@@ -103,13 +107,48 @@ def load_causal_lm(
         lm, loading = AutoModelForCausalLM.from_pretrained(
             path, config=config, revision=commit, use_safetensors=True, output_loading_info=True, **settings
         )
-    if missing := sorted(loading["missing_keys"]):
+    refuse_missing_tensors(path, lm, loading["missing_keys"])
+    return lm
+
+
+def refuse_missing_tensors(path: str, lm: nn.Module, names: Collection[str]) -> None:
+    """Refuse a decoder whose files lack some of its tensors.
+
+    Raises:
+        UserError: naming the first of them.
+    """
+    if missing := sorted(names):
         raise UserError(
             f"decoder.path: {path} holds no weights for {len(missing)} tensors of "
             f"{type(lm).__name__} ({missing[0]}); it belongs to another kind of model, or was saved "
             "without its head"
         )
-    return lm
+
+
+def refuse_incomplete_causal_lm(folder: str) -> None:
+    """Refuse a folder that ``load_causal_lm`` would not load, by the headers of its files alone.
+
+    transformers goes through the tensors as in loading, with those renamed and joined that it stores otherwise, on the
+    device ``meta``. Quantized weights are not looked at: they are unpacked from other tensors.
+
+    Raises:
+        UserError: as ``load_causal_lm``.
+    """
+    tensors = read_tensor_headers(Path(folder), "decoder.path")
+    verbosity = logging.get_verbosity()
+    with convert_to_user_error(f"decoder.path: {folder} cannot be loaded as a causal language model"):
+        config = read_stock_config(folder)
+        refuse_unusable_class(config)
+        if getattr(config, "quantization_config", None) is not None:
+            return
+        logging.set_verbosity_error()  # its table of what is missing says what the sentence says
+        try:
+            lm, loading = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].from_pretrained(
+                None, config=config, state_dict=tensors, device_map={"": "meta"}, output_loading_info=True
+            )
+        finally:
+            logging.set_verbosity(verbosity)
+    refuse_missing_tensors(folder, lm, loading["missing_keys"])
 
 
 def make_trainable(decoder: nn.Module, body: nn.Module, how: str, lora: Any, seed: int) -> None:
