@@ -1,5 +1,6 @@
 """The help of every command: its panel, what it reads, writes and prints, and an example that parses."""
 
+import os
 import re
 import shlex
 import subprocess
@@ -111,6 +112,82 @@ for command in (["train"], ["check"], ["plan"], ["tune-batch"], ["launch", "ddp"
     assert first == "uniaudio: there is no config file configs/nowhere.yaml"
     assert second.endswith("train.log_evry: unknown key (did you mean 'log_every'?)")
     assert done.stderr.splitlines() == 5 * [first, second]
+
+
+def test_a_path_that_is_not_there_is_answered_before_the_slow_imports(tmp_path):
+    """One process for all commands, as above; nothing of what they name exists, but for one run and one clip."""
+    (tmp_path / "runs" / "birds" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "clip.wav").touch()
+    run, folder = "there is no folder runs/brids (did you mean 'birds'?)", "there is no folder ./none"
+    cases = {
+        "eval runs/brids": run,
+        "eval none": "there is no folder none",
+        "eval runs/birds nothing.d/r.yaml": "there is no recipe file nothing.d/r.yaml",
+        "probe runs/brids --data x=.": run,
+        "probe some/model ./none --data x=.": folder,
+        "probe random:./none --data x=.": folder,
+        "probe some/model --data x=none": "--data x=none: there is no such folder",
+        "probe some/model --data none": "--data none: write NAME=FOLDER",
+        "ask runs/birds none.wav what?": "missing file: none.wav",
+        "ask runs/brids clip.wav what?": run,
+        "embed some/model none.wav no.wav -o e.npz": "none of 2 file(s) can be used; the first: missing file: none.wav",
+        "embed runs/brids:ema clip.wav -o e.npz": run,
+        "export ./none?pad_to=30 out": folder,
+        "soup runs/birds runs/brids -o out": run,
+        "soup runs/birds --start runs/brids -o out": run,
+        "soup runs/birds --data x=none -o out": "--data x=none: there is no such folder",
+        "forgetting runs/brids": run,
+        "forgetting runs/birds --data x=none": "--data x=none: there is no such folder",
+        "report runs/birds runs/brids": run,
+        "report runs/birds --probes none.json": "--probes: there is no file none.json",
+        "check-encoder ./none": folder,
+        "add-task runs/brids r -o out": run,
+        "preview none.d/r.yaml": "there is no recipe file none.d/r.yaml",
+        "data stats none.d/r.yaml": "there is no recipe file none.d/r.yaml",
+        "data bench none.d/r.yaml": "there is no recipe file none.d/r.yaml",
+        "data pack none.d/r.yaml -o out": "there is no recipe file none.d/r.yaml",
+        "data import librispeech none -o out": "none: there is no such file or folder",
+        "new birds --data ./none": "--data ./none: there is no such file or folder",
+        "new birds --data runs --label x --encoder ./none": folder,
+    }
+    config = "whisper_small_qwen3"
+    of_configs = {
+        "stages.0.recipe=no.d/r.yaml": "there is no recipe file no.d/r.yaml",
+        "decoder.path=/none": "decoder.path: there is no folder /none",
+    }
+    cases |= {
+        f"{command} {config} {override}": sentence
+        for command in ("train", "check", "tune-batch", "launch ddp")
+        for override, sentence in of_configs.items()
+    }
+    for command in ("train", "launch ddp"):
+        cases[f"{command} {config} output_dir=runs/birds --resume"] = (
+            "holds no complete checkpoint; leave --resume out"
+        )
+    code = """
+import shlex, sys
+from uniaudio.cli import main
+for line in sys.stdin.read().splitlines():
+    try:
+        main(shlex.split(line))
+    except SystemExit as end:
+        print(end.code, [name for name in ("torch", "transformers") if name in sys.modules])
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        input="\n".join(cases),
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    answers = done.stderr.splitlines()
+    assert len(answers) == len(cases), done.stderr
+    for (line, sentence), answer in zip(cases.items(), answers, strict=True):
+        assert answer.startswith("uniaudio: "), line
+        assert sentence in answer, line
+    assert done.stdout.splitlines() == len(cases) * ["2 []"]
 
 
 def test_an_option_that_does_not_exist_is_no_example():

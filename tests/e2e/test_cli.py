@@ -113,7 +113,8 @@ def test_mistakes_are_one_sentence(tone_run, tmp_path, mistake):
         (("ask", tmp_path, tones / "0.wav", "what?"), "neither a checkpoint nor a run folder"),
         (("probe", tone_run.parent / "whisper", "--data", tones), "write NAME=FOLDER"),
         (("probe", tone_run.parent / "whisper", "--data", f"x={tmp_path / 'no'}"), "there is no"),
-        (("report", tmp_path / "no"), "holds no metrics.jsonl"),
+        (("report", tmp_path / "no"), "there is no folder"),
+        (("report", tmp_path), "holds no metrics.jsonl"),
         (("check", tone_run, "stages.0.budget.audio_seconds=0.5"), "less than the average clip"),
     ]
     (arguments, message), *_ = cases

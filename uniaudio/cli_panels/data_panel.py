@@ -43,6 +43,9 @@ def data_stats(
     """
     if plot is not None:
         require_package("matplotlib", "--plot")
+    from uniaudio.checks.named_paths import refuse_missing_recipe
+
+    refuse_missing_recipe(recipe)
     from uniaudio.commands.data_stats import show_hours, show_stats
 
     if not hours:
@@ -94,6 +97,9 @@ def data_import(
     Writes: a new folder with the recipe, its cards in datasets/, templates and, if needed, manifests.
     Prints: rows, hours, columns and answers of every split, what was left out, and the next commands.
     """
+    from uniaudio.checks.named_paths import refuse_missing_source
+
+    refuse_missing_source(source)
     from uniaudio.commands.data_import import import_data
 
     import_data(kind, source, out, name, root, config or [], turns)
@@ -117,6 +123,9 @@ def data_pack(
     Writes: a new folder with 16 kHz FLAC, cards and a recipe for them, for fast local training.
     Prints: rows and hours by split, and the recipe to train with.
     """
+    from uniaudio.checks.named_paths import refuse_missing_recipe
+
+    refuse_missing_recipe(recipe)
     from uniaudio.commands.data_pack import pack_recipe
 
     pack_recipe(recipe, out, shard_mib, rows=rows)
@@ -141,6 +150,9 @@ def data_bench(
     Writes: nothing.
     Prints: a table of seconds of audio per second.
     """
+    from uniaudio.checks.named_paths import refuse_missing_recipe
+
+    refuse_missing_recipe(recipe)
     from uniaudio.commands.data_bench import bench_recipe
 
     bench_recipe(recipe, seconds, workers)
@@ -165,6 +177,9 @@ def preview(
     Writes: nothing.
     Prints: prompts with the supervised answer in colour, tokens, clip seconds; skipped rows with their reasons.
     """
+    from uniaudio.checks.named_paths import refuse_missing_recipe
+
+    refuse_missing_recipe(recipe)
     from uniaudio.commands.preview import preview as show
 
     show(recipe, number, decoder, seed)
@@ -210,11 +225,16 @@ def new(
     Writes: templates/NAME.yaml, data_recipes/datasets/NAME.yaml, data_recipes/NAME.yaml and configs/NAME.yaml.
     Prints: the column to learn, the splits, and the command that trains.
     """
-    with slow_imports():
-        from uniaudio.commands.new import NewTask, create_task
+    from uniaudio.checks.named_paths import refuse_missing_data_place, refuse_missing_encoder
 
     if text is not None and label is not None:
         raise UserError("give --text or --label, not both")
+    refuse_missing_data_place(data_place)
+    for model in filter(None, (encoder, decoder)):
+        refuse_missing_encoder(model)
+    with slow_imports():
+        from uniaudio.commands.new import NewTask, create_task
+
     create_task(NewTask(name, data_place, text, label, question, encoder, decoder, hub_config, out, force))
 
 

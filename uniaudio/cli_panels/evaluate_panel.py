@@ -74,6 +74,14 @@ def probe(
     Writes: scores as JSON (--out); embeddings are cached in $UNIAUDIO_CACHE.
     Prints: scores of linear, MLP and kNN probes by task and model, mean and spread over seeds.
     """
+    from uniaudio.checks import named_paths
+    from uniaudio.config.search_paths import find_file
+
+    for model in models:
+        named_paths.refuse_missing_encoder(model)
+    named_paths.refuse_missing_data(data or [])
+    if suite is not None:
+        find_file("suite", suite)
     with slow_imports():
         from uniaudio.commands.probe import run_probe
 
@@ -110,6 +118,12 @@ def evaluate(
     Writes: scores and answers as JSON (--out); answers alone as JSON Lines, one file per set (--answers).
     Prints: scores by evaluation set with 95 % confidence intervals. Also runs under `accelerate launch`.
     """
+    from uniaudio.checks.named_paths import refuse_missing_model
+    from uniaudio.config.search_paths import find_file
+
+    refuse_missing_model(model)
+    if recipe is not None:
+        find_file("recipe", recipe)
     with slow_imports():
         from uniaudio.commands.evaluate import run_evaluation
 
@@ -149,6 +163,12 @@ def report(
     """
     require_package("matplotlib", "uniaudio report")
     require_package("sklearn", "uniaudio report")
+    from uniaudio.checks.named_paths import refuse_missing_results, refuse_missing_run
+
+    for run in runs:
+        refuse_missing_run(run)
+    for option, files in (("--probes", probes), ("--answers", answers), ("--against", against)):
+        refuse_missing_results(option, files or ())
     from uniaudio.commands.report import Wanted, report_runs
 
     wanted = Wanted(probes or (), answers or (), against or (), audio, embedding_map)
@@ -208,6 +228,10 @@ def forgetting(
     Prints: the matrices of scores by stage and set, forgetting and transfer.
     """
     require_package("matplotlib", "uniaudio forgetting")
+    from uniaudio.checks.named_paths import refuse_missing_data, refuse_missing_run
+
+    refuse_missing_run(run)
+    refuse_missing_data(data or [])
     with slow_imports():
         from uniaudio.commands.forgetting import measure_forgetting
 
@@ -238,6 +262,10 @@ def check_encoder(
     Writes: nothing.
     Prints: execution, LoRA, layer decay, activation checkpointing, exports; a line per test; exit code 2 if one fails.
     """
+    from uniaudio.checks.named_paths import refuse_missing_encoder
+
+    if model is not None and ":" not in kind:
+        refuse_missing_encoder(model)
     with slow_imports():
         from uniaudio.commands.check_encoder import check_encoder as check
         from uniaudio.commands.check_encoder import list_families

@@ -62,9 +62,13 @@ def train(
                 from uniaudio.host_watch import watch_other_hosts
 
             stack.enter_context(watch_other_hosts())  # before what may fail on one machine alone
+        from uniaudio.checks.named_paths import refuse_missing_parts, refuse_unfit_run_folder
+
         check_resume_option(resume)
         overrides, trust = overrides or [], Trust(trust_remote_code, allow_code)
         run = open_config(config, overrides, trust)
+        refuse_missing_parts(run)
+        refuse_unfit_run_folder(run, resume)
         with slow_imports():
             from uniaudio.commands.train import check_run_folder, run_training
 
@@ -113,10 +117,14 @@ def launch(
     Writes: as `uniaudio train`.
     Prints: as `uniaudio train`, and ends with its exit code (75: stopped early, use --resume).
     """
+    from uniaudio.checks.named_paths import refuse_missing_parts, refuse_unfit_run_folder
     from uniaudio.commands.launch import Machines, launch_training
 
     check_resume_option(resume)
     run = open_config(config, overrides or [], Trust(trust_remote_code, allow_code))
+    if machines == 1:  # what one of several machines lacks is said by its processes, of which the others hear
+        refuse_missing_parts(run)
+        refuse_unfit_run_folder(run, resume)
     arguments = [config, *(overrides or [])]
     arguments += ["--trust-remote-code"] * trust_remote_code + ["--allow-code"] * allow_code
     places = Machines(machines, rank, address, port, rendezvous)
@@ -140,11 +148,14 @@ def check(
 ) -> None:
     """Find mistakes in a run config and its data; loads no model.
 
-    Reads: the config, its recipes, cards and templates, all rows, some audio headers, config.json of its models.
+    Reads: the config, its recipes, cards and templates, all rows, headers of audio and weights, config.json of models.
     Writes: nothing.
     Prints: model sizes, rows that cannot be used, warnings, the cost of a step. Exit code 2: the run would fail.
     """
+    from uniaudio.checks.named_paths import refuse_missing_parts
+
     run = open_config(config, overrides or [], Trust(trust_remote_code, allow_code))
+    refuse_missing_parts(run)
     with slow_imports():
         from uniaudio.commands.check import check_run
 
@@ -224,10 +235,16 @@ def soup(
     Writes: a new run folder with one checkpoint and soup.json.
     Prints: for one run (WiSE-FT), probe accuracy for each alpha tried; the path of the checkpoint.
     """
-    with slow_imports():
-        from uniaudio.commands.soup import GRID, make_soup
+    from uniaudio.checks.named_paths import refuse_missing_data, refuse_missing_run
+
     if probe not in ("linear", "mlp", "knn"):
         raise UserError(f"--probe {probe}: give linear, mlp or knn")
+    for model in (*models, *([] if start is None else [start])):
+        refuse_missing_run(model)
+    refuse_missing_data(data or [])
+    with slow_imports():
+        from uniaudio.commands.soup import GRID, make_soup
+
     alphas = GRID if alpha is None else (alpha,)
     trust = Trust(trust_remote_code, allow_code)
     typer.echo(str(make_soup(models, out, start, numbers(weights), alphas, data or [], probe, trust)))
@@ -272,6 +289,11 @@ def add_task(
     Writes: a new run folder with config, recipe and the final checkpoints of the stages.
     Prints: the command that trains it.
     """
+    from uniaudio.checks.named_paths import refuse_missing_run
+    from uniaudio.config.search_paths import find_file
+
+    refuse_missing_run(run)
+    find_file("recipe", recipe)
     from uniaudio.commands.add_task import add_task as prepare
 
     path = prepare(run, recipe, out, steps, replay, old or [], overrides or [])
@@ -300,8 +322,10 @@ def tune_batch(
     Writes: nothing.
     Prints: each budget.audio_seconds tried with its peak memory, and the overrides to train with.
     """
+    from uniaudio.checks.named_paths import refuse_missing_parts
+
     overrides, trust = overrides or [], Trust(trust_remote_code, allow_code)
-    open_config(config, overrides, trust)
+    refuse_missing_parts(open_config(config, overrides, trust))
     with slow_imports():
         from uniaudio.commands.tune_batch import tune_batch as tune
 

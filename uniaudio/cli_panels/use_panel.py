@@ -36,6 +36,10 @@ def ask(
     Writes: nothing.
     Prints: the answer.
     """
+    from uniaudio.checks.named_paths import refuse_missing_clips, refuse_missing_model
+
+    refuse_missing_clips([clip])
+    refuse_missing_model(model)
     with slow_imports():
         from uniaudio.commands.ask import answer_file_question
 
@@ -59,6 +63,10 @@ def embed(
     Writes: `files`, `embeddings` (means over frames), `frame_rate`, and with --frames `frames_0`, `frames_1` ...
     Prints: the file, the number of clips and the width of an embedding.
     """
+    from uniaudio.checks.named_paths import refuse_missing_clips, refuse_missing_encoder
+
+    refuse_missing_clips(clips)
+    refuse_missing_encoder(model)
     with slow_imports():
         from uniaudio.commands.embed import embed_files
 
@@ -96,6 +104,9 @@ def export(
     Writes: a new folder with a transformers model, an ONNX file, or an entry for a benchmark (X-ARES, MTEB, HEAR).
     Prints: the files, and a line of Python that loads the exported model.
     """
+    from uniaudio.checks.named_paths import refuse_missing_encoder
+
+    refuse_missing_encoder(model)
     with slow_imports():
         from uniaudio.commands.export import export_checkpoint
 
@@ -120,6 +131,9 @@ def serve(
     Prints: the address of the page.
     """
     require_package("gradio", "uniaudio serve")
+    from uniaudio.checks.named_paths import refuse_missing_model
+
+    refuse_missing_model(model)
     with slow_imports():
         from uniaudio.commands.serve import serve as open_page
         from uniaudio.serve.limits import Limits

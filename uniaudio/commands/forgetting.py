@@ -12,6 +12,7 @@ from rich.console import Console
 from uniaudio.build.encoders import build_encoder, choose_device, load_encoder
 from uniaudio.build.model import load_model, load_stage_recipes
 from uniaudio.build.result_fingerprints import fingerprint_checkpoint
+from uniaudio.checks.named_paths import parse_folders
 from uniaudio.commands.evaluate import check_evaluation_sets, evaluate_recipe, make_prediction_settings
 from uniaudio.config.nearest import suggest_name
 from uniaudio.config.run import RunConfig
@@ -35,7 +36,7 @@ from uniaudio.evaluate.metrics.text_metrics import LOWER_IS_BETTER
 from uniaudio.evaluate.probing.class_scores import ProbeScores
 from uniaudio.evaluate.probing.clip_probes import KINDS
 from uniaudio.evaluate.probing.held_probes import probe_held
-from uniaudio.evaluate.probing.labelled_folder import hold_folders, parse_folders
+from uniaudio.evaluate.probing.labelled_folder import hold_folders
 from uniaudio.evaluate.probing.lost_classes import UnmeasurableTaskError
 from uniaudio.evaluate.probing.task_rows import TaskRows
 from uniaudio.outputs import check_output_folder, write_json

@@ -10,10 +10,11 @@ from typing import Any, cast, get_args
 from uniaudio.build.encoders import check_model, load_encoder
 from uniaudio.build.result_fingerprints import fingerprint_models
 from uniaudio.build.untrained_encoders import add_references
+from uniaudio.checks.named_paths import parse_folders
 from uniaudio.config.trust import NO_TRUST, Trust
 from uniaudio.console import make_console
 from uniaudio.errors import UserError
-from uniaudio.evaluate.probing.labelled_folder import build_folder_suite, parse_folders
+from uniaudio.evaluate.probing.labelled_folder import build_folder_suite
 from uniaudio.evaluate.probing.suite import load_suite
 from uniaudio.evaluate.probing.suite_run import read_tasks, run_suite
 from uniaudio.evaluate.probing.suite_table import REFERENCES, build_suite_tables

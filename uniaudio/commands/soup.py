@@ -23,13 +23,14 @@ from uniaudio.build.encoders import (
     read_prompt_width,
     read_stored_config,
 )
+from uniaudio.checks.named_paths import parse_folders
 from uniaudio.config.run import RunConfig
 from uniaudio.config.trust import NO_TRUST, Trust, remember_run
 from uniaudio.console import make_console, make_table, print_warning
 from uniaudio.errors import UserError
 from uniaudio.evaluate.probing.clip_probes import ProbeKind
 from uniaudio.evaluate.probing.held_probes import HeldScores, probe_held
-from uniaudio.evaluate.probing.labelled_folder import hold_folders, keep_measurable, parse_folders
+from uniaudio.evaluate.probing.labelled_folder import hold_folders, keep_measurable
 from uniaudio.evaluate.probing.lost_classes import UnmeasurableTaskError
 from uniaudio.evaluate.probing.task_rows import TaskRows
 from uniaudio.model.lora import merge_lora, strip_lora_name

@@ -1,13 +1,12 @@
 """Labelled folders: their manifests are read as those of training are."""
 
 import json
-from pathlib import Path
 
 import pytest
 from helpers.files import clip_bytes, write_tar
 
 from uniaudio.errors import UserError
-from uniaudio.evaluate.probing.labelled_folder import build_folder_suite, hold_folders, parse_folders
+from uniaudio.evaluate.probing.labelled_folder import build_folder_suite, hold_folders
 from uniaudio.evaluate.probing.lost_classes import UnmeasurableTaskError
 
 
@@ -180,16 +179,3 @@ def test_a_folder_without_manifest(folder, takes_suite, advice):
 def test_a_folder_that_is_not_there(tmp_path):
     with pytest.raises(UserError, match=r"^guard\.sets old=\S+/gone: there is no such folder$"):
         build_folder_suite({"old": tmp_path / "gone"}, "guard.sets")
-
-
-def test_options_name_folders(tmp_path, monkeypatch):
-    monkeypatch.setenv("HOME", str(tmp_path))
-    assert parse_folders(["a=some/clips", "b=~/clips"]) == {
-        "a": Path("some/clips"),
-        "b": tmp_path / "clips",
-    }
-    for wrong in ("clips", "=clips", "a="):
-        with pytest.raises(UserError, match=rf"^--data {wrong}: write NAME=FOLDER$"):
-            parse_folders([wrong])
-    with pytest.raises(UserError, match="'a' is given twice"):
-        parse_folders(["a=x", "a=y"])

@@ -110,23 +110,6 @@ def keep_measurable(
     return made
 
 
-def parse_folders(items: Iterable[str]) -> dict[str, Path]:
-    """Read options of the form ``NAME=FOLDER``; few shells replace a ``~`` behind the sign.
-
-    Raises:
-        UserError: when one has another form, or a name is given twice.
-    """
-    folders: dict[str, Path] = {}
-    for item in items:
-        name, _, folder = item.partition("=")
-        if not (name and folder):
-            raise UserError(f"--data {item}: write NAME=FOLDER")
-        if name in folders:
-            raise UserError(f"--data {item}: the name '{name}' is given twice")
-        folders[name] = Path(folder).expanduser()
-    return folders
-
-
 def build_folder_card(name: str, folder: Path, option: str, takes_suite: bool) -> DatasetCard:
     """Return a card for the rows of a folder's manifest, so that they are read as those of training are.
 
