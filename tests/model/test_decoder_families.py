@@ -6,7 +6,12 @@ import io
 import pytest
 import torch
 from rich.console import Console
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    WhisperForConditionalGeneration,
+)
 
 from uniaudio.checks.decoder import count_layer_parameters
 from uniaudio.checks.first_rows import AverageClip
@@ -18,7 +23,7 @@ from uniaudio.estimate.flops import count_any_decoder_flops
 from uniaudio.estimate.stage_plan import plan_stage
 from uniaudio.model.decoder import TextDecoder
 from uniaudio.model.decoder_limits import build_on_meta, find_position_limit, refuse_unusable_class
-from uniaudio.model.decoder_loading import make_trainable
+from uniaudio.model.decoder_loading import make_trainable, refuse_incomplete_causal_lm
 from uniaudio.model.decoding import pad_left
 from uniaudio.model.label_likelihoods import label_log_likelihoods
 from uniaudio.model.lora import find_lora_targets, list_lora_modules, merge_lora
@@ -236,11 +241,21 @@ def test_updates_stand_where_layers_call_their_linear_maps():
         find_lora_targets(make_decoder("mamba").lm, ["out_proj"])
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_all_tensors_are_known_from_the_headers_of_their_files(tmp_path, family):
+    """With those that are stored under other names, joined, or once for two places."""
+    AutoModelForCausalLM.from_config(tiny_config(family)).save_pretrained(tmp_path)
+    refuse_incomplete_causal_lm(str(tmp_path))
+
+
 @pytest.mark.parametrize("family", [*NAMED, "whisper"])
-def test_check_and_plan_work_for_a_folder_without_weights(tone_run, chat_tokenizer, family):
+def test_plan_works_for_a_folder_without_weights_and_check_for_one_with_all_of_them(
+    tone_run, chat_tokenizer, family
+):
     folder, vocabulary = tone_run.parent / "other", len(chat_tokenizer)
     if family == "whisper":  # its own decoder
-        other = AutoConfig.for_model(family, **WHISPER, vocab_size=vocabulary)
+        fitting = {"encoder_attention_heads": 2, "pad_token_id": 0}
+        other = AutoConfig.for_model(family, **WHISPER, **fitting, vocab_size=vocabulary)
     else:
         other = tiny_config(family, vocab_size=vocabulary, num_hidden_layers=2)
     other.save_pretrained(folder)
@@ -248,6 +263,12 @@ def test_check_and_plan_work_for_a_folder_without_weights(tone_run, chat_tokeniz
     kind = "whisper" if family == "whisper" else "causal"
     config = load_run(tone_run, [f"decoder={{path: other, kind: {kind}, train: lora}}"])
     console = Console(record=True, width=200, file=io.StringIO())
+    with pytest.raises(UserError, match=r"^decoder\.path: .*other holds no weights"):
+        check_run(config, console)
+    model = (
+        WhisperForConditionalGeneration if family == "whisper" else MODEL_FOR_CAUSAL_LM_MAPPING[type(other)]
+    )
+    model(other).save_pretrained(folder)
     check_run(config, console)
     assert "ok: no mistake found in config, recipes" in console.export_text()
     plan = plan_stage(config, 0, AverageClip(0.5, 20, 5), torch.bfloat16)

@@ -340,6 +340,9 @@ def test_a_stage_in_which_no_step_was_applied_ends_the_run_wherever_it_ends(tone
     )
     with pytest.raises(UserError, match=message):  # at the cap, with weights that are fine
         run(tone_run, Model(bad=range(1, 5)), "train.max_steps=2")
+    assert run(tone_run, Model(bad=range(1, 5), stops_at=4), to("stopped", tone_run)) == 75
+    with pytest.raises(UserError, match=message):  # a cap that is lowered to what was done
+        run(tone_run, Model(), "train.max_steps=2", to("stopped", tone_run), resume=True)
     models = iter([Model(), Model(bad=range(1, 7))])
     with pytest.raises(UserError, match=r"^stage b has learned nothing: all of its 3 steps were skipped"):
         run(tone_run, lambda: next(models), two_stages(), to("two", tone_run))

@@ -125,6 +125,7 @@ class StageRun:
         """
         position, settings = self.position, self.config.train
         if self.is_over:  # lowered to what is done already: the checkpoint there becomes the end of the stage
+            self.spikes.refuse_stage_without_updates(self.stage.name)
             self.save()
             return True
         steps = steps or open_steps(self.run.data, self.model, position)

@@ -129,7 +129,7 @@ class LossSpikeDetector:
         Raises:
             UserError: on all ranks, naming the likely reason.
         """
-        if self.position.updates:
+        if self.position.updates or not self.position.stage_step:
             return
         reason = self.describe_damaged_weights() or (
             "look at the clips of the examples named above, or try a smaller learning rate or train.precision=no; "
