@@ -91,10 +91,7 @@ def fetch_model_config(path: str, revision: str | None) -> Path:
     name = path.removeprefix(RANDOM)
     if Path(name).is_dir():
         return Path(name)
-    if Path(name).is_file():
-        raise UserError(f"{name} is a file; give the folder of a model")
-    if name.count("/") > 1 or name.startswith((".", "/", "~")):  # no name of the Hub
-        raise UserError(f"there is no folder {name}")
+    refuse_missing_folder(name)
     key = (constants.ENDPOINT, name, revision)
     if key not in CONFIG_FOLDERS or not CONFIG_FOLDERS[key].is_dir():
         with convert_hub_errors(f"{name} is not a folder here and cannot be downloaded", name, revision):
