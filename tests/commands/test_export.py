@@ -449,7 +449,7 @@ def test_a_whole_run_in_a_published_format_with_its_card(tone_run, fresh_acceler
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
     for out, to, sentence in (
-        ("full", "qwen2-audio", "exists and is not empty"),
+        ("full", "qwen2-audio", "full is not empty; give DIR a new folder"),
         (
             "no",
             "audio-flamingo3",
