@@ -5,7 +5,7 @@ import torch
 from conftest import tiny_whisper
 from helpers.checkpoints import save_miniature
 
-from uniaudio.commands.check_encoder import has_padded_forward
+from uniaudio.commands.check_encoder import list_support
 from uniaudio.config.encoders import EncoderConfig
 from uniaudio.export.hf import make_noise
 from uniaudio.export.hub_model import PaddedModel
@@ -83,7 +83,7 @@ def test_what_has_no_padded_forward_says_so(tmp_path):
     samples, real = torch.zeros(1, 900), torch.ones(1, 900)
     for kind, name in (("ast", "AstAudioEncoder"), ("glmasr", "GlmAsrAudioEncoder")):
         encoder = load(kind, tmp_path / kind)
-        assert not has_padded_forward(encoder)
+        assert dict(list_support(encoder))["one graph for padded clips (make_padded of an export)"] == "no"
         with pytest.raises(ValueError, match=f"{name} has no forward of padded clips"):
             PaddedModel(encoder)(samples, real)
     with pytest.raises(ValueError, match="clips have at most 480080 samples here"):
