@@ -101,7 +101,9 @@ def packed_attention(
     return attention_by_segment(query, key, value, segments, keys, causal, scale, dropout)
 
 
-def project_heads(attention: Any, hidden: Tensor, source: Tensor | None = None) -> tuple[Tensor, ...]:
+def project_heads(
+    attention: Any, hidden: Tensor, source: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """Return queries of ``hidden [..., E]``, keys and values of ``source``, by the projections of a stock layer.
 
     Args:
@@ -112,7 +114,10 @@ def project_heads(attention: Any, hidden: Tensor, source: Tensor | None = None) 
     """
     source = hidden if source is None else source
     ways = ((attention.q_proj, hidden), (attention.k_proj, source), (attention.v_proj, source))
-    return tuple(projection(rows).unflatten(-1, (-1, attention.head_dim)) for projection, rows in ways)
+    query, key, value = (
+        projection(rows).unflatten(-1, (-1, attention.head_dim)) for projection, rows in ways
+    )
+    return query, key, value
 
 
 def weigh_keys(
