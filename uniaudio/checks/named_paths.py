@@ -9,12 +9,8 @@ import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from uniaudio.config.model_spec import (
-    BEHIND_PATH,
-    describe_missing_folder,
-    parse_model_spec,
-    refuse_missing_folder,
-)
+from uniaudio.config.missing_folders import describe_missing_folder, refuse_missing_folder
+from uniaudio.config.model_spec import BEHIND_PATH, parse_model_spec
 from uniaudio.config.run import RunConfig
 from uniaudio.config.search_paths import find_file, find_recipe_or_config
 from uniaudio.data.encoded_audio import require_file

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -117,25 +116,6 @@ def parse_model_spec(text: str) -> ModelSpec:
         parts[name][option] = value if option in TEXTS else parse_override_value(value)
     checked = {name: check_options(text, options) for name, options in parts.items()}
     return ModelSpec(path, checked.pop("", {}), checked)
-
-
-def refuse_missing_folder(name: str) -> None:
-    """Refuse what is written as a folder and is none, for it cannot be a name of the Hub.
-
-    Raises:
-        UserError: naming it.
-    """
-    if os.path.isfile(name):
-        raise UserError(f"{name} is a file; give the folder of a model")
-    if name.count("/") > 1 or name.startswith((".", "/", "~")):
-        raise UserError(describe_missing_folder(name))
-
-
-def describe_missing_folder(name: str) -> str:
-    """Return the sentence that there is no such folder, with the nearest name beside it."""
-    path = Path(name)
-    beside = sorted(os.listdir(path.parent)) if os.path.isdir(path.parent) else []
-    return f"there is no folder {name}{suggest_name(path.name, beside)}"
 
 
 def check_options(where: str, options: Mapping[str, Any]) -> dict[str, Any]:

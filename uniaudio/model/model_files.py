@@ -15,7 +15,7 @@ from huggingface_hub.errors import OfflineModeIsEnabled
 from transformers import AutoConfig, PretrainedConfig
 
 from uniaudio.config.file_signatures import LFS_POINTER
-from uniaudio.config.model_spec import refuse_missing_folder
+from uniaudio.config.missing_folders import refuse_missing_folder
 from uniaudio.errors import UserError, prefix_user_errors, read_first_line
 from uniaudio.hub_client import call_hub, convert_hub_errors
 

@@ -12,7 +12,8 @@ from torch import Tensor
 from transformers import ClapAudioConfig, ClapFeatureExtractor
 from transformers.models.clap.modeling_clap import ClapAudioModel
 
-from uniaudio.model.encoders.feature_extractor import ChunkedAudioEncoder, resample_to
+from uniaudio.model.encoders.feature_extractor import ChunkedAudioEncoder
+from uniaudio.model.encoders.resampled import resample_to
 from uniaudio.model.encoders.weights import build_with_random_weights, fill, read_tensors
 from uniaudio.model.model_files import RANDOM, find_model_folder, read_extractor_settings, use_stock_attention
 from uniaudio.types import SAMPLE_RATE

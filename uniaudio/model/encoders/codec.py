@@ -12,7 +12,8 @@ from transformers import EncodecModel, MimiModel, __version__
 
 from uniaudio.errors import UserError
 from uniaudio.model.encoders.chunking import CHUNK_SECONDS
-from uniaudio.model.encoders.feature_extractor import ChunkedAudioEncoder, resample_to
+from uniaudio.model.encoders.feature_extractor import ChunkedAudioEncoder
+from uniaudio.model.encoders.resampled import resample_to
 from uniaudio.model.encoders.weights import load_pretrained
 from uniaudio.model.init_args import InitArgsModule
 from uniaudio.model.model_files import RANDOM, find_model_folder, read_model_config, read_stock_config

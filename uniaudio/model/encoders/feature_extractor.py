@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import soxr
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -16,13 +15,6 @@ from uniaudio.model.encoders.base import AudioEncoder
 from uniaudio.model.encoders.chunking import convert_to_float, cut_into_chunks, list_chunk_lengths
 from uniaudio.ragged import Ragged
 from uniaudio.types import SAMPLE_RATE
-
-
-def resample_to(wave: NDArray[np.float32], rate: int) -> NDArray[np.float32]:
-    """Resample 16 kHz samples to another rate; the length is ``round(n * rate / 16000)``."""
-    if rate == SAMPLE_RATE:
-        return wave
-    return np.asarray(soxr.resample(wave, SAMPLE_RATE, rate), dtype=np.float32)
 
 
 class ChunkedAudioEncoder(AudioEncoder):

@@ -15,7 +15,8 @@ from transformers import AutoFeatureExtractor, AutoModel
 
 from uniaudio.errors import UserError, escape_text, read_first_line
 from uniaudio.model.encoders.base import NoFramesError
-from uniaudio.model.encoders.feature_extractor import ChunkedAudioEncoder, resample_to
+from uniaudio.model.encoders.feature_extractor import ChunkedAudioEncoder
+from uniaudio.model.encoders.resampled import resample_to
 from uniaudio.model.encoders.weights import build_with_random_weights, load_pretrained
 from uniaudio.model.model_files import (
     CONFIGS,

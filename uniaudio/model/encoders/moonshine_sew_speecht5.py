@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from uniaudio.model.encoders.base import freeze_mask_embedding
 from uniaudio.model.encoders.chunking import CHUNK_SECONDS
-from uniaudio.model.encoders.feature_extractor import resample_to
+from uniaudio.model.encoders.resampled import resample_to
 from uniaudio.model.encoders.towers import TowerAudioEncoder, count_convolved, load_tower
 from uniaudio.types import SAMPLE_RATE
 
