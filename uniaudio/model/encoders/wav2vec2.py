@@ -118,9 +118,7 @@ class WaveAudioEncoder(AudioEncoder):
         hidden = encoder.dropout(hidden)
         segments = Segments.of(frames.lengths, frames.device)
         first = encoder.layers[0].attention
-        longest = segments.longest
-        # WavLM's, which the first layer computes for all of them
-        bias = first.compute_bias(longest, longest) if hasattr(first, "rel_attn_embed") else None
+        bias = RelativeBias(first, segments.longest) if hasattr(first, "rel_attn_embed") else None
         states = []
         for layer in encoder.layers:
             if layers:
@@ -145,8 +143,25 @@ class WaveAudioEncoder(AudioEncoder):
         return buffer[rows]
 
 
+class RelativeBias:
+    """WavLM's position bias, computed once in a forward, before the layers.
+
+    An object, and not a tensor: compiled layers would be compiled again for other numbers of frames.
+
+    Args:
+        first: attention of the first layer, which computes it. longest: the largest number of frames of a chunk.
+    """
+
+    def __init__(self, first: Any, longest: int) -> None:
+        self.of_longest: Tensor = first.compute_bias(longest, longest)
+
+    def of(self, frames: int) -> Float[Tensor, "H L L"]:
+        """Return the bias between all pairs of ``frames`` positions, which depends on their distance alone."""
+        return self.of_longest[:, :frames, :frames]
+
+
 def apply_wave_layer(
-    layer: Any, hidden: Float[Tensor, "A E"], segments: Segments, bias: Tensor | None, pre_norm: bool
+    layer: Any, hidden: Float[Tensor, "A E"], segments: Segments, bias: RelativeBias | None, pre_norm: bool
 ) -> Float[Tensor, "A E"]:
     """Apply one stock layer to packed frames, norms before or after its halves."""
     attended = apply_wave_attention(
@@ -162,7 +177,7 @@ def apply_wave_layer(
 
 
 def apply_wave_attention(
-    attention: Any, hidden: Float[Tensor, "A E"], segments: Segments, bias: Tensor | None
+    attention: Any, hidden: Float[Tensor, "A E"], segments: Segments, bias: RelativeBias | None
 ) -> Float[Tensor, "A E"]:
     """Apply the stock projections around packed attention, with WavLM's gated position bias where there is one."""
     query, key, value = project_heads(attention, hidden)
@@ -182,18 +197,13 @@ def attend_with_bias(
     value: Float[Tensor, "A H d"],
     gate: Float[Tensor, "A H"],
     segments: Segments,
-    bias: Float[Tensor, "H L L"],
+    bias: RelativeBias,
     dropout: float,
 ) -> Float[Tensor, "A H d"]:
-    """Attend within every segment under the position bias, as much as every frame and head listens to it.
-
-    Args:
-        bias: between all pairs of L positions, of which the longest segment has as many; it depends on their distance
-            alone.
-    """
+    """Attend within every segment under the position bias, as much as every frame and head listens to it."""
     parts = []
     for q, k, v, g in zip(*(x.split(segments.lengths) for x in (query, key, value, gate)), strict=True):
-        gated = (g.t()[..., None] * bias[:, : len(q), : len(q)]).to(q.dtype)
+        gated = (g.t()[..., None] * bias.of(len(q))).to(q.dtype)
         parts.append(attend_row(q, k, v, gated[None], dropout=dropout))
     return torch.cat(parts)
 
