@@ -141,7 +141,7 @@ class FeatureWriter:
                 return
             for key, row in zip(keys, frames.to("cpu").rows(), strict=True):
                 store.write(key, row)
-        except Exception as problem:  # one that only ends the thread would be heard by nobody
+        except Exception as problem:  # one that only ends the thread would go unnoticed
             self.problem = f"frames could not be written to {store.folder} ({problem!r})"
 
     def explain_problem(self) -> str | None:

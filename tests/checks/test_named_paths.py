@@ -49,7 +49,7 @@ def here(tmp_path, monkeypatch):
     ],
 )
 def test_what_is_here_or_may_be_of_the_hub_or_a_class_goes_on(here, spec):
-    named_paths.refuse_missing_encoder(spec)
+    assert named_paths.refuse_missing_encoder(spec) is None  # nothing is raised
 
 
 @pytest.mark.parametrize(

@@ -261,7 +261,7 @@ class RunModels:
         refuse_useless_caches(config, TrainableParameters.of(loaded.model).usual)
         if is_main() and not continued:
             for note in describe_cached_crops(loaded.model.encoder, config):
-                print_warning(note, make_console())
+                print_warning(note)
         check_stage_names(config, ParameterNames.of(loaded.model))
         self.reference: dict[str, Any] | None = None
         if config.guard is not None and not continued:

@@ -135,7 +135,7 @@ class CheckpointWriter:
     def write(self, snapshot: Snapshot, facts: Mapping[str, Any]) -> None:
         """Write this rank's part, and on the main rank the rest; runs in the thread.
 
-        Whatever happens here is kept for ``wait``: an exception that only ends the thread would be heard by nobody.
+        Whatever happens here is kept for ``wait``: an exception that only ends the thread would go unnoticed.
         """
         try:
             if self.part is not None:
