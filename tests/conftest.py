@@ -68,6 +68,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items.sort(key=lambda item: -slow[item.path])
 
 
+def pytest_make_parametrize_id(val: object) -> str | None:
+    """Name long bytes by their length: compressed ones hold the time, and the workers must collect equal names."""
+    return f"{len(val)}-bytes" if isinstance(val, bytes) and len(val) > 40 else None
+
+
 @pytest.fixture(autouse=True)
 def runs_made_here(tmp_path, monkeypatch):
     """Let tests remember the runs that they make, and what these were allowed, in a place of their own."""
