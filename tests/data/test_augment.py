@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from uniaudio.config.records import build
 from uniaudio.data.augment import Augmenter, AugmentStep
-from uniaudio.data.waveform_transforms import find_audio_files
+from uniaudio.data.waveform_augmentations import find_audio_files
 from uniaudio.errors import UserError
 
 RATE = 16000

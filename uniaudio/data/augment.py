@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 from uniaudio.config.records import Strict
 from uniaudio.data.audio import quantize_samples, scale_to_floats
 from uniaudio.data.sources.folder_walk import describe_left_out
-from uniaudio.data.waveform_transforms import (
+from uniaudio.data.waveform_augmentations import (
     Band,
     Clip,
     Codec,

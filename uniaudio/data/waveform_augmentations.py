@@ -1,4 +1,4 @@
-"""Transforms of waveforms: functions of the samples and of the example's own random generator, and of nothing else.
+"""Augmentations of waveforms: functions of the samples and of the example's own random generator, and of nothing else.
 
 A continued run therefore degrades its clips exactly as an uninterrupted one. Libraries of ready transforms draw from
 global generators, which would break this; the signal processing itself is SciPy's, soxr's and libsndfile's. SciPy is
