@@ -1,23 +1,20 @@
-"""Calls of the Hugging Face Hub: tried again where that may help, refusals as one sentence; uploads of folders."""
+"""Calls of the Hugging Face Hub: tried again where that may help, refusals as one sentence."""
 
 from __future__ import annotations
 
-import re
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import unquote
 
-from huggingface_hub import HfApi, constants, get_token
+from huggingface_hub import constants, get_token
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
     HFValidationError,
     LocalEntryNotFoundError,
-    LocalTokenNotFoundError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
     RevisionNotFoundError,
@@ -38,7 +35,6 @@ PASSING = {408, 425, 429, *range(500, 600)} - {501, 505}
 PAUSES = (1.0, 2.0, 4.0, 8.0)  # seconds between the tries of one call
 TRIES_WITHOUT_ANSWER = 3  # of these, where no connection comes about
 LONGEST_PAUSE = 60.0  # seconds; a server that asks for more gets this much
-REPOSITORY_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 # whose errors are those of a connection, where they are no OSErrors
 TRANSPORT = {"aiohttp", "botocore", "h2", "httpcore", "httpcore2", "httpx", "httpx2", "requests", "urllib3"}
 
@@ -223,40 +219,3 @@ def make_auth_headers(url: str) -> dict[str, str]:
     """Return the headers by which the Hub knows the user, for its own addresses alone."""
     token = None if constants.HF_HUB_DISABLE_IMPLICIT_TOKEN or not is_hub_url(url) else get_token()
     return {"Authorization": f"Bearer {token}"} if token else {}
-
-
-def check_login(name: str) -> None:
-    """Refuse to start what could not be uploaded.
-
-    Raises:
-        UserError: for a name that is not ``OWNER/NAME``, when nobody is logged in, and when the Hub cannot tell.
-    """
-    if not REPOSITORY_NAME.fullmatch(name):
-        raise UserError(f"--push-to-hub {name}: write OWNER/NAME")
-    try:
-        with announce_wait(name):
-            call_hub(HfApi().whoami)
-    except Exception as problem:
-        if find_cause(problem, LocalTokenNotFoundError) or find_status(problem)[0] in (401, 403):
-            reason = f"you are not logged in ({read_first_line(problem)}); run `hf auth login` first"
-        else:
-            reason = (
-                f"the Hub ({constants.ENDPOINT}) does not answer ({describe_failure(problem)}); check the network, "
-                "HF_ENDPOINT and HF_HUB_OFFLINE, or export without --push-to-hub"
-            )
-        raise UserError(f"--push-to-hub {name}: {reason}") from problem
-
-
-def push_folder(folder: Path, name: str) -> str:
-    """Upload a folder to a model repository and return its address; a new repository is private.
-
-    Raises:
-        UserError: when the Hub refuses; the folder stays.
-    """
-    api = HfApi()
-    with convert_hub_errors(f"{folder} was written, but {name} could not be uploaded", name):
-        call_hub(lambda: api.create_repo(name, private=True, exist_ok=True))
-        commit = call_hub(
-            lambda: api.upload_folder(repo_id=name, folder_path=folder, commit_message="Export by uniaudio")
-        )
-    return str(commit.commit_url)

@@ -15,7 +15,7 @@ from uniaudio.build.encoders import load_encoder
 from uniaudio.commands.export import export_checkpoint
 from uniaudio.errors import UserError
 from uniaudio.export.hf_lm import write_hf_lm
-from uniaudio.hub_client import check_login, push_folder
+from uniaudio.export.hub_upload import check_login, push_folder
 from uniaudio.model.encoders.whisper import WhisperAudioEncoder
 from uniaudio.ragged import Ragged
 

@@ -21,7 +21,7 @@ from uniaudio.train.activation_checkpointing import Recomputing
 from uniaudio.train.checkpoint.folders import find_stage_ends
 from uniaudio.train.checkpoint.reading import MomentFiles, load_checkpoint
 from uniaudio.train.engines.accelerator import make_accelerator
-from uniaudio.train.loss_spikes import LossSpikeDetector
+from uniaudio.train.skipped_steps import StepFilter
 from uniaudio.train.stages import train_stages
 from uniaudio.train.state import TrainState
 from uniaudio.types import Auxiliary, Batch, LossSum
@@ -464,7 +464,7 @@ def test_two_stages_stopped_anywhere_and_continued_equal_the_uninterrupted_ones(
     stages = two_stages(second="steps: 3, merge_lora: false, layer_decay: 0.5")
     assert run(tone_run, builder(), stages, to("whole", tone_run)) == 0
     done = []
-    real = LossSpikeDetector.account
+    real = StepFilter.account
 
     def account(self, norm, ids):
         applied = real(self, norm, ids)
@@ -473,7 +473,7 @@ def test_two_stages_stopped_anywhere_and_continued_equal_the_uninterrupted_ones(
             os.kill(os.getpid(), signal.SIGTERM)
         return applied
 
-    monkeypatch.setattr(LossSpikeDetector, "account", account)
+    monkeypatch.setattr(StepFilter, "account", account)
     opened = []
     assert run(tone_run, builder(), stages) == 75
     assert saved(tone_run).state["step"] == after

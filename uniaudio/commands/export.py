@@ -24,8 +24,8 @@ from uniaudio.config.run_files import load_stored_run
 from uniaudio.config.trust import NO_TRUST, Trust
 from uniaudio.console import make_console, make_table
 from uniaudio.errors import UserError
+from uniaudio.export.hub_upload import check_login, push_folder
 from uniaudio.extras import require_package
-from uniaudio.hub_client import check_login, push_folder
 from uniaudio.model.encoders.base import AudioEncoder
 from uniaudio.model.lora import merge_lora
 from uniaudio.outputs import remove_on_failure, require_new_folder

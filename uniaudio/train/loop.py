@@ -19,12 +19,12 @@ from uniaudio.train.adaptive_mixture import AdaptiveMixture
 from uniaudio.train.auxiliary_losses import AuxiliaryLosses
 from uniaudio.train.checkpoint.folders import STAGE_END
 from uniaudio.train.continual.distill import count_batch_frames
-from uniaudio.train.loss_spikes import LossSpikeDetector
 from uniaudio.train.metrics import MetricSums
 from uniaudio.train.oom import explain_out_of_memory
 from uniaudio.train.optim import compute_lr_share, set_learning_rate
 from uniaudio.train.periodic_evaluation import PeriodicEvaluation
 from uniaudio.train.protocols import TrainingData
+from uniaudio.train.skipped_steps import StepFilter
 from uniaudio.train.stage_setup import StageModel
 from uniaudio.train.state import TrainState
 from uniaudio.types import Batch, LossSum
@@ -76,7 +76,7 @@ class StageRun:
         self.run, self.model, self.position = run, model, position
         self.config, self.tracker = run.config, run.tracker
         self.stage: Stage = run.config.stages[position.stage]
-        self.spikes = LossSpikeDetector(self.config.train, position, self.tracker, model.engine.plain)
+        self.step_filter = StepFilter(self.config.train, position, self.tracker, model.engine.plain)
         self.saved_step = position.step if position.stage_step else None  # a run that goes on has that one
         self.penalties: dict[str, float] = {}
         self.norm = math.nan
@@ -125,7 +125,7 @@ class StageRun:
         """
         position, settings = self.position, self.config.train
         if self.is_over:  # lowered to what is done already: the checkpoint there becomes the end of the stage
-            self.spikes.refuse_stage_without_updates(self.stage.name)
+            self.step_filter.refuse_stage_without_updates(self.stage.name)
             self.save()
             return True
         steps = steps or open_steps(self.run.data, self.model, position)
@@ -196,7 +196,7 @@ class StageRun:
                 auxiliary.add(loss.auxiliary)
                 if is_last:  # what counts once in a step
                     objective = self.add_penalties(objective, auxiliary)
-                    objective = objective * self.spikes.compute_factor(loss_sums, totals.answer_tokens)
+                    objective = objective * self.step_filter.compute_factor(loss_sums, totals.answer_tokens)
                 engine.backward(objective)
             # what the metrics need, without what the backward needed
             losses.append((batch, replace(loss, total=loss.total.detach(), auxiliary={}, frames=None)))
@@ -273,10 +273,10 @@ class StageRun:
         """
         position, engine = self.position, self.model.engine
         ids = [i for batch in step.micro for i in batch.ids]
-        is_applied = self.spikes.account(self.norm, ids)
+        is_applied = self.step_filter.account(self.norm, ids)
         position.stage_seconds += totals.seconds
         if self.is_over:  # before the checkpoint that would end the stage
-            self.spikes.refuse_stage_without_updates(self.stage.name)
+            self.step_filter.refuse_stage_without_updates(self.stage.name)
         position.stream = step.state.to_json()
         if is_applied and self.model.average is not None:
             self.model.average.update(engine.plain)

@@ -1,4 +1,4 @@
-"""Which steps are left out: those whose gradient is not finite, and those whose loss explodes."""
+"""Which steps are skipped: those whose gradient is not finite, and those whose loss explodes (loss spikes)."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def find_nonfinite_parameter(model: nn.Module) -> str:
     return next((name for name in gather_objects(nonfinite) if name), "")
 
 
-class LossSpikeDetector:
-    """Judges the steps of a stage and counts them in its position.
+class StepFilter:
+    """Decides which steps of a stage are applied, and counts them in its position.
 
     Args:
         model: in which the reason is looked for when too many steps were left out.
