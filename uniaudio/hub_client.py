@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import email.utils
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -88,8 +90,19 @@ def can_pass(problem: BaseException) -> bool:
 def choose_pause(problem: BaseException, pause: float) -> float:
     """Return the seconds to wait before the next try: what the server asks for, within bounds, or ``pause``."""
     _, headers = find_status(problem)
-    stated = str(headers.get("Retry-After", "")).strip()
-    return max(pause, min(float(stated), LONGEST_PAUSE)) if stated.isdigit() else pause
+    return max(pause, min(parse_retry_after(headers.get("Retry-After")) or 0.0, LONGEST_PAUSE))
+
+
+def parse_retry_after(value: str | None) -> float | None:
+    """Return the seconds that a ``Retry-After`` header asks for, as a number or a date; None for anything else."""
+    if value is None:
+        return None
+    if re.fullmatch(r"\d{1,9}", value.strip()):
+        return float(value)
+    try:
+        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
+    except (TypeError, ValueError, OverflowError):
+        return None
 
 
 def call_hub(call: Callable[[], Result]) -> Result:

@@ -16,12 +16,12 @@ from uniaudio.data.sources.http import (
     HttpStream,
     UnavailableError,
     convert_http_errors,
-    parse_retry_after,
     request_part,
 )
 from uniaudio.data.sources.retries import OutageLog, read_patiently
 from uniaudio.data.sources.source_kinds import open_source
 from uniaudio.errors import UserError
+from uniaudio.hub_client import parse_retry_after
 
 CONTENT = bytes(range(256)) * 8
 

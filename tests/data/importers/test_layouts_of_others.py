@@ -245,11 +245,12 @@ def test_nemo_rows_that_are_odd(tmp_path):
         {"audio_filepath": "b.wav", "duration": 3, "offset": 0.25, "text": "beyond the end"},
         {"audio_filepath": "b.wav", "offset": 0.25, "text": "without a length"},
         {"audio_filepath": "b.wav", "text": "whole"},
+        {"audio_filepath": "b.wav", "duration": float("nan"), "text": "length unknown"},
         {"audio_filepath": "b.wav", "text": ""},
         {"audio_filepath": None, "text": "x"},
         {"audio_filepath": "gone.wav", "text": "x"},
     ]
-    lines = [*(json.dumps(row, ensure_ascii=False) for row in rows), "", "{cut", '{"duration": NaN}']
+    lines = [*(json.dumps(row, ensure_ascii=False) for row in rows), "", "{cut", "[]"]
     (tmp_path / "train.json").write_text("\ufeff" + "\r\n".join(lines))
     recipe, printed = run_import("nemo", tmp_path / "train.json", tmp_path / "out")
     answers = []
@@ -258,7 +259,12 @@ def test_nemo_rows_that_are_odd(tmp_path):
         with suppress(RowError):
             rendered = recipe.train[0].render_question(row, recipe.train[0].templates[0])
             answers.append((rendered.answer, *map(len, decode_clips(row, 60))))
-    assert answers == [("accents composed otherwise", 8000), ("a piece", 4000), ("whole", 8000)]
+    assert answers == [
+        ("accents composed otherwise", 8000),
+        ("a piece", 4000),
+        ("whole", 8000),
+        ("length unknown", 8000),
+    ]
     for line in (
         "note: 2 rows left out: not a JSON object",
         "note: 1 rows left out: no audio_filepath",

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import gzip
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
-import orjson
-
 from uniaudio.config.text_files import compose
 from uniaudio.data.column_names import CAPTIONS, LABELS, QUESTIONS, REPLIES, TRANSCRIPTS
 from uniaudio.data.sources.paths import is_remote
 from uniaudio.data.sources.split_names import find_named_splits
-from uniaudio.errors import UserError, convert_to_user_error
+from uniaudio.errors import UserError
 from uniaudio.units import SECONDS_PER_HOUR
 
 MANIFESTS = "manifests"  # folder of the rows that an importer writes, beside the cards' folder
@@ -194,35 +191,6 @@ def list_sources(source: Path, suffixes: tuple[str, ...], what: str) -> list[Pat
     if not files:
         raise UserError(f"{source}: there is no {what} ({', '.join(suffixes)}); name the file or its folder")
     return files
-
-
-def read_json_rows(path: Path, skipped: Counter[str]) -> Iterator[dict[str, Any]]:
-    """Yield the objects of a file of JSON lines or of one JSON list, compressed with gzip or not.
-
-    Args:
-        skipped: is counted what is no object, by reason.
-
-    Raises:
-        UserError: when the file cannot be read.
-    """
-    with convert_to_user_error(f"{path}: cannot be read"):
-        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    content = content.removeprefix(b"\xef\xbb\xbf").strip()
-    items: list[Any] = []
-    if content.startswith(b"["):
-        with convert_to_user_error(f"{path}: is not JSON"):
-            items = orjson.loads(content)
-    else:
-        for line in filter(None, map(bytes.strip, content.split(b"\n"))):
-            try:
-                items.append(orjson.loads(line))
-            except ValueError:
-                items.append(None)
-    for item in items:
-        if isinstance(item, dict):
-            yield item
-        else:
-            skipped["not a JSON object"] += 1
 
 
 def list_skipped_counts(skipped: Mapping[str, int], what: str) -> list[str]:

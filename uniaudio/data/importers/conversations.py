@@ -15,8 +15,8 @@ from uniaudio.data.importers.base import (
     list_skipped_counts,
     list_sources,
     name_splits,
-    read_json_rows,
 )
+from uniaudio.data.importers.json_rows import read_json_rows
 from uniaudio.data.template import AUDIO
 from uniaudio.errors import RowError, UserError
 

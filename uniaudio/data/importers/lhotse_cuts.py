@@ -13,8 +13,8 @@ from uniaudio.data.importers.base import (
     convert_json_lines,
     find_recording,
     list_sources,
-    read_json_rows,
 )
+from uniaudio.data.importers.json_rows import read_json_rows
 from uniaudio.errors import RowError, convert_to_row_error
 
 

@@ -6,11 +6,9 @@ A part that belongs elsewhere in a file, or to another version of it, would beco
 from __future__ import annotations
 
 import contextlib
-import email.utils
 import http.client
 import io
 import re
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
@@ -22,7 +20,7 @@ from huggingface_hub import constants
 
 from uniaudio.data.encoded_audio import JumpStream
 from uniaudio.data.sources.base import BrokenShardError
-from uniaudio.hub_client import PASSING, is_hub_url, make_auth_headers
+from uniaudio.hub_client import PASSING, is_hub_url, make_auth_headers, parse_retry_after
 
 URL_SIGNS = "%/:=&?~#+!$,;'@()*[]"  # what has a meaning in a URL, or is written as it is
 CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18}|\*)")
@@ -88,18 +86,6 @@ class Part:
     first: int
     length: int | None
     total: int | None
-
-
-def parse_retry_after(value: str | None) -> float | None:
-    """Return the seconds that a ``Retry-After`` header asks for, as a number or a date; None for anything else."""
-    if value is None:
-        return None
-    if re.fullmatch(r"\d{1,9}", value.strip()):
-        return float(value)
-    try:
-        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
-    except (TypeError, ValueError, OverflowError):
-        return None
 
 
 @contextlib.contextmanager
