@@ -19,6 +19,7 @@ from uniaudio.config.training import TrainConfig
 from uniaudio.distributed import gather_objects, is_main, rank, shutdown_process_group, world_size
 from uniaudio.launched_processes import end_without_teardown
 from uniaudio.train.engines.accelerator import make_accelerator, make_engine
+from uniaudio.train.skipped_steps import find_nonfinite_parameter
 
 MICRO = 2  # micro-batches of a rank in a step
 SWITCHES = (
@@ -148,6 +149,18 @@ def alone(steps, clip):
     return {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
 
 
+def name_damage(name):
+    """Return the parameter with NaN that is found in the shards of an engine."""
+    accelerator, config = accelerator_for(name)
+    model = Tiny()
+    with torch.no_grad():
+        model.adapter.weight[-1] = math.nan
+    engine = make_engine(accelerator, model, optimizer_of(model), config)
+    damaged = find_nonfinite_parameter(engine.plain)
+    engine.close()
+    return damaged
+
+
 def main():
     message = {}
     for name in sys.argv[1:]:
@@ -162,6 +175,7 @@ def main():
             "broken step changed": [*chain(*gather_objects(changed(states[1], states[2])))],
             "other than without it": [*chain(*gather_objects(changed(states[3], without[2])))],
             "off from one process": max(float((weights[n] - expected[n]).abs().max()) for n in expected),
+            "damaged": gather_objects(name_damage(name)),
         }
     if is_main():
         print(json.dumps(message), flush=True)

@@ -486,6 +486,7 @@ def test_a_step_without_a_finite_gradient_is_left_out_on_all_ranks():
         assert facts["broken step changed"] == [], engine
         assert facts["other than without it"] == [], engine
         assert facts["off from one process"] < 1e-6, engine
+        assert facts["damaged"] == ["adapter.weight"] * 2, engine
 
 
 def conflict(runs, name, launch_file, *overrides):

@@ -27,6 +27,7 @@ def find_nonfinite_parameter(model: nn.Module) -> str:
     nonfinite = ""
     for name, parameter in model.named_parameters():
         shard = parameter.to_local() if hasattr(parameter, "to_local") else parameter
+        shard = getattr(parameter, "ds_tensor", shard)  # under ZeRO-3 the parameter itself is empty
         if not shard.detach().float().isfinite().all():
             nonfinite = name
             break
