@@ -50,7 +50,7 @@ def test_one_of_several_answers(tmp_path):
         ({"inputs": ["word", "more"]}, "'more' is used neither by a prompt"),
         ({"target": "{{ word "}, "target: unexpected end of template"),
         ({"labels": ["yes", "yes"]}, "yes is written twice"),
-        ({"task": "other"}, "task is 'other', but the file is named word.yaml"),
+        ({"task": "other"}, "task is 'other', but the file is word.yaml"),
         (
             {"scoring": {"metric": "were"}},
             "scoring.metric: 'were' is not one of accuracy, uar, macro_f1, wer, cer, bleu, meteor, cider, map "

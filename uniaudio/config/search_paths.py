@@ -133,3 +133,16 @@ def make_portable_name(kind: Kind, name_or_path: str, near: Path) -> str:
     shipped = (find_shipped_root() / FOLDERS[kind]).resolve()
     is_name = "/" not in name_or_path and not name_or_path.endswith((".yaml", ".yml"))
     return name_or_path if is_name and file.parent == shipped else str(file)
+
+
+def require_name_of_file(path: Path, key: str, name: str) -> None:
+    """Refuse a file that is found by another name than the one it states.
+
+    Args:
+        key: of the name. name: that the file states.
+
+    Raises:
+        UserError: when it is not the name of the file.
+    """
+    if name != path.stem:
+        raise UserError(f"{path}: {key} is '{name}', but the file is {path.name}; make them equal")

@@ -12,7 +12,7 @@ from uniaudio.config.base_files import read_layers
 from uniaudio.config.nearest import suggest_name
 from uniaudio.config.path_variables import expand_path
 from uniaudio.config.records import build
-from uniaudio.config.search_paths import find_file
+from uniaudio.config.search_paths import find_file, require_name_of_file
 from uniaudio.data.card_file import MANIFESTS, WITH_CLASSES, CardFile, FirstOfFile, Load, SegmentFile
 from uniaudio.data.column_names import suggest_first_of
 from uniaudio.data.field_values import Classes, FirstOf
@@ -189,10 +189,7 @@ def load_card(name_or_path: str, near: Path | None = None) -> DatasetCard:
     """
     path = find_file("dataset", name_or_path, near)
     data = build(CardFile, read_layers(path, "dataset"), str(path))
-    if data.dataset != path.stem:
-        raise UserError(
-            f"{path}: dataset is '{data.dataset}', but the file is {path.stem}.yaml; make them equal"
-        )
+    require_name_of_file(path, "dataset", data.dataset)
     return make_card(data, path)
 
 

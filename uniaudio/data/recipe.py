@@ -9,7 +9,7 @@ from pathlib import Path
 from uniaudio.config.base_files import read_layers
 from uniaudio.config.nearest import suggest_name
 from uniaudio.config.records import build
-from uniaudio.config.search_paths import find_file
+from uniaudio.config.search_paths import find_file, require_name_of_file
 from uniaudio.data.augment import Augmenter
 from uniaudio.data.card import DatasetCard, load_card
 from uniaudio.data.eval_conditions import CONDITIONS
@@ -73,10 +73,7 @@ def resolve(path: Path, seen: tuple[Path, ...]) -> Recipe:
     if path.resolve() in seen:
         raise UserError(f"{path}: recipes replay each other in a cycle")
     data = build(RecipeFile, read_layers(path, "recipe"), str(path))
-    if data.recipe != path.stem:
-        raise UserError(
-            f"{path}: recipe is '{data.recipe}', but the file is {path.stem}.yaml; make them equal"
-        )
+    require_name_of_file(path, "recipe", data.recipe)
     questions = [(line.dataset, line.template, line.split) for line in data.train]
     refuse_duplicates(data.train, questions, path, "train")
     pairs = [

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from uniaudio.config.nearest import suggest_name
 from uniaudio.config.records import build
-from uniaudio.config.search_paths import find_file
+from uniaudio.config.search_paths import find_file, require_name_of_file
 from uniaudio.config.strict_yaml import load_yaml
 from uniaudio.config.text_files import compose
 from uniaudio.data.field_values import ClassIndex, has_no_value, parse_list, write_value
@@ -206,10 +206,7 @@ def load_template(name_or_path: str, near: Path | None = None) -> Template:
     """
     path = find_file("template", name_or_path, near)
     data = build(TemplateFile, load_yaml(path), str(path))
-    if data.task != path.stem:
-        raise UserError(
-            f"{path}: task is '{data.task}', but the file is named {path.stem}.yaml; make them equal"
-        )
+    require_name_of_file(path, "task", data.task)
     labels = read_labels(data, path)
     prompts = tuple(
         Text(TOKEN.sub(rf"{OPENING}\1{CLOSING}", prompt.replace(AUDIO, MARK)), f"{path}: prompts[{i}]")

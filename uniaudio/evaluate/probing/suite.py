@@ -11,7 +11,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 from uniaudio.config.base_files import read_layers
 from uniaudio.config.path_variables import expand_path
 from uniaudio.config.records import Strict, build
-from uniaudio.config.search_paths import find_file
+from uniaudio.config.search_paths import find_file, require_name_of_file
 from uniaudio.config.usual_names import SUITE_NAMES, UsualNames
 from uniaudio.data.card import DatasetCard, load_card
 from uniaudio.errors import UserError
@@ -181,8 +181,7 @@ def load_suite(name_or_path: str) -> Suite:
     """
     path = find_file("suite", name_or_path)
     data = build(SuiteFile, read_layers(path, "suite"), str(path))
-    if data.suite != path.stem:
-        raise UserError(f"{path}: suite is '{data.suite}', but the file is {path.stem}.yaml; make them equal")
+    require_name_of_file(path, "suite", data.suite)
     tasks = {}
     for name, task in data.tasks.items():
         if task is None:
