@@ -90,6 +90,15 @@ def test_a_file_gets_a_plain_line_per_interval(monkeypatch):
     assert "clips/s  eta 0:0" in lines[-1]
 
 
+def test_a_kind_of_work_may_have_a_unit_of_its_own(monkeypatch):
+    clock = iter(range(0, 10_000, 40))
+    monkeypatch.setattr(shown.time, "monotonic", lambda: float(next(clock)))
+    stream = io.StringIO()
+    with WorkProgress(Console(file=stream, width=1000), "clips") as progress:
+        progress.count(progress.begin("probing", 3, unit="models"))
+    assert stream.getvalue().startswith("probing: 1 of 3 models")
+
+
 def test_a_terminal_gets_a_bar_and_no_lines():
     stream = io.StringIO()
     with WorkProgress(Console(file=stream, force_terminal=True, width=80), "clips") as progress:

@@ -146,9 +146,13 @@ class WorkProgress(Progress):
         self.unit, self.shown = unit, shown
         self.last_line = time.monotonic()
 
-    def begin(self, text: str, total: int | None) -> TaskID:
-        """Begin a kind of work of so many units; None: nobody knows."""
-        return self.add_task(text, total=total, rate="")
+    def begin(self, text: str, total: int | None, unit: str | None = None) -> TaskID:
+        """Begin a kind of work of so many units; None: nobody knows.
+
+        Args:
+            unit: of this kind alone.
+        """
+        return self.add_task(text, total=total, rate="", unit=unit or self.unit)
 
     def count(self, task: TaskID, units: int = 1, rate: str | None = None) -> None:
         """Count units that are done.
@@ -157,9 +161,9 @@ class WorkProgress(Progress):
             rate: to show in place of that of the units.
         """
         self.update(task, advance=units)
-        speed = self.tasks[self.task_ids.index(task)].speed
+        state = self.tasks[self.task_ids.index(task)]
         if rate is None:
-            rate = "" if speed is None else f"{format_number(speed)} {self.unit}/s"
+            rate = "" if state.speed is None else f"{format_number(state.speed)} {state.fields['unit']}/s"
         self.update(task, rate=rate)
         if self.shown and not self.console.is_terminal and time.monotonic() - self.last_line >= PLAIN_SECONDS:
             self.last_line = time.monotonic()
@@ -169,7 +173,8 @@ class WorkProgress(Progress):
         """Return a line about a kind of work."""
         state = self.tasks[self.task_ids.index(task)]
         total = "?" if state.total is None else f"{state.total:,.0f}"
-        parts = [f"{state.description}: {state.completed:,.0f} of {total} {self.unit}", state.fields["rate"]]
+        done = f"{state.description}: {state.completed:,.0f} of {total} {state.fields['unit']}"
+        parts = [done, state.fields["rate"]]
         parts.append(f"eta {format_duration(state.time_remaining)}")
         return "  ".join(part for part in parts if part)
 

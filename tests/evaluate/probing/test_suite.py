@@ -403,7 +403,7 @@ def test_all_models_are_scored_on_the_clips_that_are_finite_by_each_of_them(tone
     name = write_suite(tones, {"tone": {}})
     result = run_probe(list(models), suite=name, seeds=1)
     printed = capsys.readouterr().out
-    assert [printed.count(f"tone: {model} is probed") for model in models] == [1, 1, 1]
+    assert [printed.count(f"probed {model} on tone") for model in models] == [1, 1, 1]
     assert [skip["row"] for skip in result["tasks"]["tone"]["skipped"]] == [f"{i}.wav" for i in LONGEST]
     assert {skip["detail"] for skip in result["tasks"]["tone"]["skipped"]} == {
         "NaN or infinite values by broken"

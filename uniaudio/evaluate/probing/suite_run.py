@@ -223,7 +223,7 @@ class SuiteProgress:
     def __init__(self, progress: WorkProgress, tasks: Sequence[TaskRows], models: int) -> None:
         self.progress, self.models, self.waiting = progress, models, 0
         self.embedding = progress.begin("embedding", sum(len(rows.answers) for rows in tasks) * models)
-        self.probing = progress.begin("probing", len(tasks) * models)
+        self.probing = progress.begin("probing", len(tasks) * models, unit="models and tasks")
         self.started, self.audio_seconds = time.monotonic(), 0.0
 
     def begin_task(self) -> None:
@@ -246,7 +246,7 @@ class SuiteProgress:
         self.waiting -= 1
         self.progress.count(self.probing, rate=task)
         if not self.progress.console.is_terminal:
-            self.progress.console.print(f"{task}: {model} is probed")
+            self.progress.console.print(f"probed {model} on {task}")
 
     def count_unscored(self, reason: str) -> None:
         """Count a model that has no scores of a task, and say why."""
