@@ -90,7 +90,7 @@ def test_a_file_gets_a_plain_line_per_interval(monkeypatch):
     assert "clips/s  eta 0:0" in lines[-1]
 
 
-def test_a_kind_of_work_may_have_a_unit_of_its_own(monkeypatch):
+def test_a_kind_of_work_may_have_another_unit(monkeypatch):
     clock = iter(range(0, 10_000, 40))
     monkeypatch.setattr(shown.time, "monotonic", lambda: float(next(clock)))
     stream = io.StringIO()

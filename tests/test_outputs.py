@@ -1,9 +1,11 @@
 """Where commands write is tried before anything slow, and what they write has the user's permissions."""
 
 import errno
+import json
 import os
 import stat
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -27,6 +29,7 @@ from uniaudio.outputs import (
     check_output_folder,
     remove_on_failure,
     require_new_folder,
+    write_json,
 )
 from uniaudio.tiny import text_lm
 from uniaudio.tiny.run_assets import ensure_parts
@@ -141,6 +144,35 @@ def test_a_file_is_tried_too_and_one_that_exists_stays(tmp_path, read_only):
     with pytest.raises(UserError, match="is a folder; name a file"):
         check_output_file(tmp_path, "--out")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_result_that_cannot_be_written_leaves_the_earlier_one(tmp_path, monkeypatch):
+    file = tmp_path / "new" / "scores.json"
+    write_json(file, {"score": 1})
+    (tmp_path / "link.json").symlink_to(file)
+    write_json(tmp_path / "link.json", {"score": 2})
+    assert json.loads(file.read_text()) == {"score": 2}
+    assert (tmp_path / "link.json").is_symlink()
+
+    def fill_disk(self, text, **more):
+        with self.open("w") as stream:
+            stream.write(text[:3])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", fill_disk)
+    with pytest.raises(OSError, match="No space left"):
+        write_json(file, {"score": 3})
+    assert json.loads(file.read_text()) == {"score": 2}
+    assert [path.name for path in file.parent.iterdir()] == ["scores.json"]
+
+
+def test_a_result_can_be_written_to_a_pipe(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with ThreadPoolExecutor() as pool:
+        text = pool.submit((tmp_path / "pipe").read_text)
+        write_json(tmp_path / "pipe", [1])
+        assert json.loads(text.result()) == [1]
+    assert (tmp_path / "pipe").is_fifo()
 
 
 def test_what_can_be_written_is_left_as_it_was(tmp_path, monkeypatch):

@@ -35,7 +35,7 @@ def check_output_folder(folder: Path, where: str) -> Path:
         f"{where}: {shorten(folder)} cannot be written", f"give {where} another folder"
     ):
         folder = folder.expanduser()
-        try_to_write(folder / f".uniaudio-{uuid.uuid4().hex}")
+        try_to_write(name_trial(folder))
     return folder
 
 
@@ -57,7 +57,7 @@ def check_output_file(file: Path, where: str) -> Path:
             raise UserError(f"{where}: {shorten(file)} is a folder; name a file")
         if file.exists():
             file.open("ab").close()
-        try_to_write(file.with_name(f".uniaudio-{uuid.uuid4().hex}") if file.exists() else file)
+        try_to_write(name_trial(file.parent) if file.exists() else file)
     return file
 
 
@@ -75,9 +75,28 @@ def require_new_folder(folder: Path, where: str) -> None:
 
 
 def write_json(path: Path, data: Any) -> None:
-    """Write plain values as a JSON file, in a folder that need not exist yet."""
+    """Write plain values as a JSON file, as ``replace_text``."""
+    replace_text(path, json.dumps(data, indent=2) + "\n")
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a text file in a folder that need not exist yet: what was there stays until all of the text is written."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
+    if path.exists() and not path.is_file():  # a device or a pipe
+        path.write_text(text, encoding="utf-8")
+        return
+    path = path.resolve()  # a link goes on to name the file
+    temporary = name_trial(path.parent)
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def name_trial(folder: Path) -> Path:
+    """Return a new name in a folder."""
+    return folder / f".uniaudio-{uuid.uuid4().hex}"
 
 
 def check_file_option(path: Path | None) -> Path | None:

@@ -16,7 +16,7 @@ from uniaudio.evaluate.probing.held_probes import HeldScores, probe_held
 from uniaudio.evaluate.probing.labelled_folder import hold_folders, read_folders
 from uniaudio.evaluate.probing.task_rows import TaskRows, read_task
 from uniaudio.model.encoders.base import AudioEncoder
-from uniaudio.outputs import is_main_rank
+from uniaudio.outputs import is_main_rank, write_json
 
 SETS = "guard.sets"  # the key, for messages
 REFERENCE = "guard.json"  # in the run folder: the scores where the run began
@@ -82,7 +82,7 @@ def measure_reference(encoder: AudioEncoder, sets: list[TaskRows], settings: Gua
 
 def write_reference(reference: Mapping[str, Any], run_dir: Path) -> None:
     """Store what ``measure_reference`` returned."""
-    (run_dir / REFERENCE).write_text(json.dumps(reference, indent=2) + "\n", encoding="utf-8")
+    write_json(run_dir / REFERENCE, reference)
 
 
 def read_reference(settings: GuardConfig, run_dir: Path) -> dict[str, float]:

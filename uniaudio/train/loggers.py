@@ -17,6 +17,7 @@ from uniaudio.config.run import RunConfig
 from uniaudio.console import WorkProgress, format_duration, format_number, make_console
 from uniaudio.errors import UserError, escape_text
 from uniaudio.launched_processes import LAUNCH_COMMAND, is_launched
+from uniaudio.outputs import replace_text
 from uniaudio.run_records import describe_undefined_scores, is_count, parse_record
 from uniaudio.train.tracker_kinds import AnswerSample
 from uniaudio.train.trackers import ExperimentTrackers, flatten_numbers, list_tracker_names
@@ -213,6 +214,4 @@ def keep_rows(path: Path, last_step: int) -> None:
             continue
         if row.get("event") != "finished":
             kept.append(line + "\n")
-    temporary = path.with_name(f".{path.name}")
-    temporary.write_text("".join(kept), encoding="utf-8")
-    temporary.replace(path)
+    replace_text(path, "".join(kept))

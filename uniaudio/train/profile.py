@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -16,6 +15,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 from uniaudio.model.fusion.encoder import CompositeEncoder
 from uniaudio.model.mel import LogMel
+from uniaudio.outputs import write_json
 from uniaudio.train.loggers import Tracker
 
 MARK = "uniaudio::"  # before the names of parts in a trace
@@ -100,7 +100,7 @@ class StepProfile:
         }
         self.folder.mkdir(parents=True, exist_ok=True)
         done.export_chrome_trace(str(self.folder / "trace.json.gz"))
-        (self.folder / "parts.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+        write_json(self.folder / "parts.json", facts)
         self.tracker.console.print(build_parts_table(facts))
         self.tracker.say(f"{self.folder / 'trace.json.gz'}: open it in a viewer for Chrome traces")
 

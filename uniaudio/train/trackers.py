@@ -11,6 +11,7 @@ from uniaudio.config.run import RunConfig
 from uniaudio.config.training import TrackerName
 from uniaudio.errors import UserError, convert_to_user_error
 from uniaudio.extras import has_package, require_package
+from uniaudio.outputs import write_json
 from uniaudio.train.tracker_kinds import KINDS, AnswerSample, RunTracker
 
 RUN_IDS = "trackers.json"  # in the run folder: which run of each tracker a resumed run continues
@@ -57,7 +58,7 @@ class ExperimentTrackers:
             if tracker.run_id is not None:
                 ids[name] = tracker.run_id
         if ids:
-            file.write_text(json.dumps(ids, indent=2) + "\n", encoding="utf-8")
+            write_json(file, ids)
 
     def describe(self) -> list[str]:
         """Return for each tracker where the run can be looked at."""
