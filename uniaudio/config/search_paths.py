@@ -63,15 +63,16 @@ def is_of_kind(file: Path, kind: Kind) -> bool:
 def is_of_no_other_kind(file: Path, near: Path | None) -> bool:
     """Return whether a file without the key of the kind that is looked for can be meant all the same.
 
-    Only the folder of the naming file holds files of several kinds, and one that is empty or no mapping is of none:
-    what is wrong with it is said when it is read.
+    A file that is empty or no mapping is of no kind, nor is one in the folder of its kind whose first key is misspelled:
+    what is wrong with it is said when it is read. The folder of the naming file holds files of all kinds.
     """
-    if near is None or file.parent != near:
-        return True
     try:
-        return not isinstance(parse(read_text_file(file), str(file)), dict)
+        content = parse(read_text_file(file), str(file))
     except UserError:
         return True
+    if not isinstance(content, dict):
+        return True
+    return (near is None or file.parent != near) and not any(key in content for key in FIRST_KEY.values())
 
 
 def find_file(kind: Kind, name_or_path: str, near: Path | None = None) -> Path:
