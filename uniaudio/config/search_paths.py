@@ -63,8 +63,8 @@ def is_of_kind(file: Path, kind: Kind) -> bool:
 def is_of_no_other_kind(file: Path, near: Path | None) -> bool:
     """Return whether a file without the key of the kind that is looked for can be meant all the same.
 
-    A file that is empty or no mapping is of no kind, nor is one in the folder of its kind whose first key is misspelled:
-    what is wrong with it is said when it is read. The folder of the naming file holds files of all kinds.
+    A file that is empty or no mapping is of no kind, nor is one in the folder of its kind whose first key is
+    misspelled: what is wrong with it is said when it is read. The folder of the naming file holds files of all kinds.
     """
     try:
         content = parse(read_text_file(file), str(file))
