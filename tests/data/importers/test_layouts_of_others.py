@@ -250,7 +250,7 @@ def test_nemo_rows_that_are_odd(tmp_path):
         {"audio_filepath": None, "text": "x"},
         {"audio_filepath": "gone.wav", "text": "x"},
     ]
-    lines = [*(json.dumps(row, ensure_ascii=False) for row in rows), "", "{cut", "[]"]
+    lines = [*(json.dumps(row, ensure_ascii=False) for row in rows), "", "{cut", f'{{"NaN": {"[" * 100_000}']
     (tmp_path / "train.json").write_text("\ufeff" + "\r\n".join(lines))
     recipe, printed = run_import("nemo", tmp_path / "train.json", tmp_path / "out")
     answers = []

@@ -23,7 +23,12 @@ def parse_json(content: bytes) -> Any:
     try:
         return orjson.loads(content)
     except orjson.JSONDecodeError:
+        if not any(word in content for word in (b"NaN", b"Infinity")):
+            raise
+    try:
         return json.loads(content, parse_constant=lambda name: None)
+    except RecursionError as problem:
+        raise ValueError("nested too deeply") from problem
 
 
 def read_json_rows(path: Path, skipped: Counter[str]) -> Iterator[dict[str, Any]]:
