@@ -35,7 +35,7 @@ def check_output_folder(folder: Path, where: str) -> Path:
         f"{where}: {shorten(folder)} cannot be written", f"give {where} another folder"
     ):
         folder = folder.expanduser()
-        try_to_write(name_trial(folder))
+        try_to_write(name_temporary(folder))
     return folder
 
 
@@ -57,7 +57,7 @@ def check_output_file(file: Path, where: str) -> Path:
             raise UserError(f"{where}: {shorten(file)} is a folder; name a file")
         if file.exists():
             file.open("ab").close()
-        try_to_write(name_trial(file.parent) if file.exists() else file)
+        try_to_write(name_temporary(file.parent) if file.exists() else file)
     return file
 
 
@@ -86,7 +86,7 @@ def replace_text(path: Path, text: str) -> None:
         path.write_text(text, encoding="utf-8")
         return
     path = path.resolve()  # a link goes on to name the file
-    temporary = name_trial(path.parent)
+    temporary = name_temporary(path.parent)
     try:
         temporary.write_text(text, encoding="utf-8")
         temporary.replace(path)
@@ -94,8 +94,8 @@ def replace_text(path: Path, text: str) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def name_trial(folder: Path) -> Path:
-    """Return a new name in a folder."""
+def name_temporary(folder: Path) -> Path:
+    """Return the name of a file in a folder that is not there yet."""
     return folder / f".uniaudio-{uuid.uuid4().hex}"
 
 

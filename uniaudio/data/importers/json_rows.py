@@ -3,32 +3,13 @@
 from __future__ import annotations
 
 import gzip
-import json
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import orjson
-
+from uniaudio.data.sources.manifest import parse_json
 from uniaudio.errors import convert_to_user_error
-
-
-def parse_json(content: bytes) -> Any:
-    """Return the value of JSON, with None for numbers that are none.
-
-    Raises:
-        ValueError: when it is not JSON.
-    """
-    try:
-        return orjson.loads(content)
-    except orjson.JSONDecodeError:
-        if not any(word in content for word in (b"NaN", b"Infinity")):
-            raise
-    try:
-        return json.loads(content, parse_constant=lambda name: None)
-    except RecursionError as problem:
-        raise ValueError("nested too deeply") from problem
 
 
 def read_json_rows(path: Path, skipped: Counter[str]) -> Iterator[dict[str, Any]]:
@@ -48,11 +29,11 @@ def read_json_rows(path: Path, skipped: Counter[str]) -> Iterator[dict[str, Any]
     items: list[Any] = []
     if content.startswith(b"["):
         with convert_to_user_error(f"{path}: is not JSON"):
-            items = parse_json(content)
+            items = parse_json(content.decode(), lambda name: None)
     else:
         for line in filter(None, map(bytes.strip, content.split(b"\n"))):
             try:
-                items.append(parse_json(line))
+                items.append(parse_json(line.decode(), lambda name: None))
             except ValueError:
                 items.append(None)
     for item in items:

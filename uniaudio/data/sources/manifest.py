@@ -59,7 +59,7 @@ def read_jsonl(path: Path) -> list[dict[str, Any] | RowError]:
     for number, line in read_lines(path):
         try:
             with convert_to_row_error("broken metadata", f"line {number}: not JSON", f"line {number}"):
-                row = parse_json_line(line)
+                row = parse_json(line)
                 if not isinstance(row, dict):
                     raise RowError("broken metadata", f"line {number}: must be one object")
             rows.append(row)
@@ -71,18 +71,24 @@ def read_jsonl(path: Path) -> list[dict[str, Any] | RowError]:
     return rows
 
 
-def parse_json_line(line: str) -> Any:
-    """Return the value of a line of JSON; numbers that are none, as Python and pandas write them, become floats.
+def parse_json(text: str, constant: Callable[[str], Any] | None = None) -> Any:
+    """Return the value of JSON that may hold numbers that are none, as Python and pandas write them.
+
+    Args:
+        constant: name of such a number -> its value; they become floats without it.
 
     Raises:
-        ValueError: when the line is not JSON.
+        ValueError: when the text is not JSON.
     """
     try:
-        return orjson.loads(line)
+        return orjson.loads(text)
     except orjson.JSONDecodeError:
-        if any(word in line for word in NO_NUMBERS):
-            return json.loads(line)
-        raise
+        if not any(word in text for word in NO_NUMBERS):
+            raise
+    try:
+        return json.loads(text, parse_constant=constant)
+    except RecursionError as problem:
+        raise ValueError("nested too deeply") from problem
 
 
 def read_table(path: Path) -> list[dict[str, Any] | RowError]:
